@@ -1,0 +1,146 @@
+"""The command line of every script: its settings, --help, and errors in one line.
+
+A script states each setting as an assignment with a comment,
+
+    max_iters = 30_000  # updates in total
+
+and calls `cfg = configure(globals())`. The arguments are then applied from left to right, later
+ones winning: a name without dashes is a config file, Python that assigns to the settings, and
+--key=value (or --key value, or --key alone for a switch) sets one.
+"""
+
+import ast
+import difflib
+import os
+import signal
+import sys
+import traceback
+import types
+from pathlib import Path
+
+
+def fail(message, status=2):
+    """Ends the program with one line on standard error; under torchrun, process 0 speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print("error: " + " ".join(str(message).split("\n")), file=sys.stderr)
+    sys.exit(status)
+
+
+def configure(*namespaces):
+    """Reads sys.argv over the settings of one or more modules (their globals).
+
+    Returns a SimpleNamespace of all settings. If a config file is given and nothing sets `out_dir`,
+    that is the file's name without `train_`. Any mistake ends the program with status 2. From here
+    on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, _: sys.exit(128 + signum))
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
+    settings = {}  # name -> (default, meaning)
+    for namespace in namespaces:
+        settings.update(_stated_settings(namespace["__file__"]))
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        _print_help(namespaces[-1]["__doc__"], settings)
+        sys.exit(0)
+
+    given = {}
+    config_file = None
+    arguments = sys.argv[1:]
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--"):
+            config_file = Path(argument)
+            for key, value in run_config_file(config_file).items():
+                given[key] = _checked(settings, key, value, argument)
+            continue
+        key, equals, text = argument[2:].partition("=")
+        default = _default(settings, key, "--" + key)
+        if not equals:
+            if isinstance(default, bool):
+                text = arguments.pop(0) if arguments[:1] in (["True"], ["False"]) else "True"
+            elif arguments and not arguments[0].startswith("--"):
+                text = arguments.pop(0)
+            else:
+                fail(f"--{key} needs a value: --{key}={default}")
+        given[key] = _checked(settings, key, _parsed(text, default), argument)
+
+    values = {key: default for key, (default, _) in settings.items()} | given
+    if config_file and "out_dir" in settings and "out_dir" not in given:
+        values["out_dir"] = config_file.stem.removeprefix("train_")
+    return types.SimpleNamespace(**values)
+
+
+def _stated_settings(script):
+    """{name: (default, meaning)} of a script's lower-case, commented assignments of a literal."""
+    source = Path(script).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    stated = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+            if name.islower() and comment.strip().startswith("#"):
+                stated[name] = (ast.literal_eval(node.value), comment.strip(" #"))
+    return stated
+
+
+def _print_help(doc, settings):
+    print(doc.strip())
+    print("\nSettings (--key=value), with their defaults:\n")
+    shown = {key: f"--{key}={default}".replace("\n", "\\n") for key, (default, _) in settings.items()}
+    width = max(map(len, shown.values()))
+    for key, (_, meaning) in settings.items():
+        print(f"  {shown[key]:{width}}  {meaning}")
+
+
+def run_config_file(path):
+    """Runs a config file and returns the names it assigned.
+
+    Inside it, include("other.py") runs another file of the same folder first.
+    """
+
+    def include(name):
+        names.update(run_config_file(path.parent / name))
+
+    names = {"__file__": str(path), "include": include}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+    except (FileNotFoundError, IsADirectoryError):
+        fail(f"config file {path} does not exist (settings are given as --key=value)")
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
+        fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
+    return {
+        key: value
+        for key, value in names.items()
+        if not key.startswith("_") and not callable(value) and not isinstance(value, types.ModuleType)
+    }
+
+
+def _default(settings, key, where):
+    if key not in settings:
+        nearest = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
+        fail(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}' (--help lists all)")
+    return settings[key][0]
+
+
+def _parsed(text, default):
+    """`text` as the type of the default if it can be read as that, else unchanged."""
+    if text in ("True", "False") and (isinstance(default, bool) or default == "auto"):
+        return text == "True"
+    try:
+        return text if isinstance(default, bool) else type(default)(text)
+    except ValueError:
+        return text
+
+
+def _checked(settings, key, value, where):
+    """`value` if its type is that of the default; an int is taken where a float is expected."""
+    default = _default(settings, key, where)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is type(default) or (default == "auto" and isinstance(value, bool)):
+        return value
+    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    fail(f"{where}: '{key}' must be {expected[type(default)]}, like {default!r}, not {value!r}")

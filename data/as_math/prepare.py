@@ -1,0 +1,14 @@
+"""Writes the arithmetic dataset: 196 problems, the four held-out ones left out."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from any directory
+
+from data.dataset import write_dataset
+from data.tasks import arithmetic_text
+
+TEXT = arithmetic_text()
+
+if __name__ == "__main__":
+    write_dataset(Path(__file__).resolve().parent, TEXT)

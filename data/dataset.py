@@ -1,0 +1,120 @@
+"""A dataset on disk: train.bin and val.bin (uint16 token ids), meta.pkl (the vocabulary), train.txt.
+
+The layout is nanoGPT's. Ends the program with one line if a file is missing or damaged.
+"""
+
+import contextlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from configurator import fail
+
+DATA_DIR = Path(__file__).resolve().parent
+
+
+def write_files(files):
+    """Writes {path: bytes}, all of them or none.
+
+    Each goes to a temporary file beside its path and is synced; only when all are on the disk are
+    they renamed. If anything goes wrong before, what was there stays. Ends the program on OSError.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}; what was there before is unchanged")
+    finally:
+        for name in temporary.values():
+            with contextlib.suppress(OSError):
+                name.unlink()
+
+
+def append_to_file(path, text):
+    """Appends text in one write; ends the program on OSError."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(text.encode())
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+
+
+def write_dataset(folder, text):
+    """Writes `text` as the dataset in `folder`; validation data is the training data (section 3.1)."""
+    folder = Path(folder)
+    chars = sorted(set(text))
+    stoi = {char: i for i, char in enumerate(chars)}
+    tokens = np.array([stoi[char] for char in text], dtype=np.uint16).tobytes()
+    meta = {
+        "vocab_size": len(chars),
+        "itos": dict(enumerate(chars)),
+        "stoi": stoi,
+        "tokens": {"train": len(text), "val": len(text)},  # so that a cut .bin is noticed
+    }
+    write_files({
+        folder / "train.bin": tokens,
+        folder / "val.bin": tokens,
+        folder / "meta.pkl": pickle.dumps(meta, protocol=4),
+        folder / "train.txt": text.encode(),
+    })
+    print(f"{folder.name}: {len(text):,} characters")
+    print(f"vocabulary: {len(chars)} ({''.join(chars)!r})")
+    print(f"tokens: {len(text):,} for training, the same {len(text):,} for validation")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, strings and numbers; refuses every global, so no file can run code."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def read_meta(dataset):
+    """(chars, meta) of data/<dataset>: the vocabulary as one string in the order of ids, and meta.pkl."""
+    folder = DATA_DIR / dataset
+    if not folder.is_dir() or dataset in ("", "."):
+        known = sorted(path.parent.name for path in DATA_DIR.glob("*/prepare.py"))
+        fail(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(known)}")
+    if not (folder / "meta.pkl").exists():
+        fail(f"dataset '{dataset}' is not prepared: run python data/{dataset}/prepare.py")
+    try:
+        with open(folder / "meta.pkl", "rb") as file:
+            meta = _PlainUnpickler(file).load()
+        chars = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
+        if meta["stoi"] != {char: i for i, char in enumerate(chars)}:
+            raise ValueError("stoi and itos disagree")
+    except Exception as error:  # a damaged pickle can raise almost anything
+        fail(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): "
+             f"run python data/{dataset}/prepare.py")
+    return chars, meta
+
+
+def read_tokens(dataset, split, block_size):
+    """The token ids of a split ("train" or "val") as an int64 array (n,), n > block_size."""
+    _, meta = read_meta(dataset)
+    name = f"data/{dataset}/{split}.bin"
+    again = f"run python data/{dataset}/prepare.py"
+    try:
+        raw = (DATA_DIR / dataset / f"{split}.bin").read_bytes()
+    except OSError as error:
+        fail(f"cannot read {name} ({error.strerror}): {again}")
+    if len(raw) % 2:
+        fail(f"{name} has an odd number of bytes ({len(raw)}), so it is no list of uint16 ids: {again}")
+    tokens = np.frombuffer(raw, dtype=np.uint16).astype(np.int64)
+    written = meta.get("tokens", {}).get(split, len(tokens))
+    if len(tokens) != written:
+        fail(f"{name} holds {len(tokens)} tokens but was written with {written}: {again}")
+    if len(tokens) <= block_size:
+        fail(f"{name} holds {len(tokens)} tokens, too few for one window of block_size={block_size}: "
+             f"a block_size of at most {max(len(tokens) - 1, 0)} fits")
+    if tokens.max() >= meta["vocab_size"]:
+        fail(f"{name} holds the id {tokens.max()}, outside its vocabulary of {meta['vocab_size']}: {again}")
+    return tokens
