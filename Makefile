@@ -1,0 +1,34 @@
+# make demo: from a clean clone to a trained model, its figure and its scores.
+# make test: the tests.
+
+PYTHON ?= python3
+VENV = .venv
+IN_VENV = $(VENV)/bin/python
+DATASETS = as_math facts_char both_math_and_facts
+
+.PHONY: demo test data clean
+
+demo: $(VENV)/ready data
+	@# A demo that was interrupted goes on where it stopped. Two threads, as the README's run.
+	OMP_NUM_THREADS=2 $(IN_VENV) train_with_eval.py config/train_math_mini_14.py \
+		$(if $(wildcard math_mini_14/.lock),--init_from=resume)
+	$(IN_VENV) plot_results.py --model_folder math_mini_14
+	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
+
+test: $(VENV)/ready
+	$(IN_VENV) -m pytest -q tests
+
+data: $(DATASETS:%=data/%/meta.pkl)
+
+data/%/meta.pkl: data/%/prepare.py data/tasks.py data/dataset.py | $(VENV)/ready
+	$(IN_VENV) $<
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data/*/*.bin data/*/meta.pkl data/*/train.txt

@@ -1,0 +1,138 @@
+"""Runs the scripts as a user does, on data prepared in a temporary copy of the project.
+
+`script` starts a process of its own; `call` runs the same file inside the test's process, which
+saves the import of torch and serves where nothing about the process itself is tested.
+"""
+
+import contextlib
+import gc
+import io
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other crawl on a busy machine
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+DATASETS = ("as_math", "facts_char", "both_math_and_facts")
+# A training run of a few seconds that has all a long one has: evaluations, best and last checkpoints.
+SHORT = ("--max_iters=40", "--eval_interval=20", "--log_interval=10")
+
+
+def copy_project(folder):
+    for source in ("data", "config"):
+        shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("*.bin", "*.pkl", "train.txt"))
+    for source in ROOT.glob("*.py"):
+        shutil.copy(source, folder)
+    for dataset in DATASETS:
+        subprocess.run([sys.executable, folder / "data" / dataset / "prepare.py"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A copy of the project with its data prepared; the data of `call` too."""
+    import data.dataset
+
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    data.dataset.DATA_DIR = folder / "data"
+    return folder
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch, project):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(project, in_tmp):
+    """start(script, *arguments) -> Popen in the test's folder, with pipes for its output."""
+    processes = []
+
+    def start(name, *arguments, **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        command = [sys.executable, "-u", str(project / name), *map(str, arguments)]
+        processes.append(subprocess.Popen(command, cwd=in_tmp, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def script(start):
+    """script(name, *arguments) -> the finished process."""
+
+    def script(name, *arguments, **options):
+        process = start(name, *arguments, **options)
+        stdout, stderr = process.communicate(timeout=120)
+        return types.SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
+
+    return script
+
+
+@pytest.fixture
+def call(in_tmp):
+    return run_inside
+
+
+def run_inside(name, *arguments):
+    """Runs a script of the project in this process; a traceback fails the test."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    argv, handlers = sys.argv, {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
+    sys.argv = [str(ROOT / name), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        gc.collect()  # what a process gives up at its end, the lock on its folder
+    return types.SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+class Exploit:
+    """Pickles as a call that makes the folder `exploited` when it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def refused(result, *words, status=2):
+    """Checks that a command ended with one line on standard error that says all of `words`."""
+    assert result.returncode == status, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+    return True
+
+
+@pytest.fixture(scope="session")
+def runs(project, tmp_path_factory):
+    """Folder of one short run on each dataset, made by the training script."""
+    folder = tmp_path_factory.mktemp("runs")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        for name in ("math_mini_14", "facts_mini_14", "both_mini_14"):
+            result = run_inside("train_with_eval.py", project / "config" / f"train_{name}.py", *SHORT)
+            assert result.returncode == 0, result.stderr
+    finally:
+        os.chdir(before)
+    return folder

@@ -1,0 +1,133 @@
+"""Settings come from the script, config files and arguments; every mistake gets one line."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, refused
+
+import train_with_eval
+from configurator import configure
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """settings(*arguments) -> what the training script would use; files go to the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Ctrl-C stays pytest's
+
+    def settings(*arguments):
+        monkeypatch.setattr("sys.argv", ["train_with_eval.py", *map(str, arguments)])
+        return configure(vars(train_with_eval))
+
+    return settings
+
+
+# Table 1 of the paper, and the shapes of section 3.1.
+N_MODELS = dict(n_layer=1, n_head=1, mlp_expansion=1, dropout=0.0, weight_decay=0.0, learning_rate=1e-2, min_lr=1e-4)
+MLT = dict(n_layer=6, n_head=6, n_embd=384, mlp_expansion=4, dropout=0.2, weight_decay=0.1, learning_rate=1e-5, min_lr=1e-6)
+TASKS = {
+    "math": dict(dataset="as_math", block_size=9, batch_size=882),
+    "facts": dict(dataset="facts_char", block_size=24, batch_size=576),
+    "both": dict(dataset="both_math_and_facts", block_size=24, batch_size=576),
+}
+COMMON = dict(max_iters=30_000, lr_decay_iters=25_000, warmup_iters=2000, beta1=0.9, beta2=0.99, grad_clip=1.0,
+              eval_interval=250, seed=1337, bias=False, gradient_accumulation_steps=1)
+
+
+@pytest.mark.parametrize("suffix", ["", "_wd"])
+@pytest.mark.parametrize("size", ["14", "28", "56", "mlt"])
+@pytest.mark.parametrize("task", TASKS)
+def test_each_config_is_the_papers(settings, task, size, suffix):
+    expected = COMMON | TASKS[task] | (MLT if size == "mlt" else N_MODELS | {"n_embd": int(size)})
+    if suffix:
+        expected |= {"weight_decay": 0.1, "dropout": 0.0}
+    name = f"{task}_mini_{size}{suffix}"
+    cfg = settings(ROOT / "config" / f"train_{name}.py")
+    assert {key: getattr(cfg, key) for key in expected} == expected
+    assert cfg.out_dir == name
+
+
+def test_the_grokking_config_is_appendix_b(settings):
+    cfg = settings(ROOT / "config" / "train_math_mini_mlt_gk.py")
+    expected = COMMON | TASKS["math"] | MLT
+    expected |= dict(learning_rate=1e-6, min_lr=1e-7, lr_decay_iters=10_000_000, max_iters=1_500_000)
+    assert {key: getattr(cfg, key) for key in expected} == expected
+
+
+def test_there_are_25_configs():
+    assert len(list((ROOT / "config").glob("train_*.py"))) == 25
+
+
+def test_later_arguments_win(settings, tmp_path):
+    (tmp_path / "train_mine.py").write_text("n_embd = 20\nmax_iters = 5\n")
+    cfg = settings("--n_embd=30", "train_mine.py", "--max_iters=7", "--max_iters=8")
+    assert (cfg.n_embd, cfg.max_iters, cfg.out_dir) == (20, 8, "mine")
+    assert settings("--out_dir=elsewhere", "train_mine.py").out_dir == "elsewhere"
+
+
+def test_values_are_read_as_what_they_are(settings):
+    cfg = settings("--learning_rate=1", "--out_dir=a=b", "--overwrite", "--compile=False", "--n_embd", "28", "--seed=1_000")
+    assert cfg.learning_rate == 1.0 and type(cfg.learning_rate) is float
+    assert (cfg.out_dir, cfg.overwrite, cfg.compile, cfg.n_embd, cfg.seed) == ("a=b", True, False, 28, 1000)
+    assert settings().compile == "auto" and settings("--overwrite", "False").overwrite is False
+    assert settings("--compile", "True", "--overwrite").compile is True
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--n_embed=14"], ["n_embed", "n_embd"]),
+    (["--learning-rate=1"], ["learning-rate", "learning_rate"]),
+    (["--max_iters=ten"], ["max_iters", "whole number", "ten"]),
+    (["--max_iters=1.5"], ["max_iters", "whole number", "1.5"]),
+    (["--learning_rate=fast"], ["learning_rate", "number", "fast"]),
+    (["--overwrite=yes"], ["overwrite", "True or False", "yes"]),
+    (["--max_iters"], ["max_iters", "needs a value"]),
+    (["missing.py"], ["missing.py", "does not exist"]),
+    (["."], ["config file .", "--key=value"]),
+    (["max_iters=5"], ["max_iters=5", "--key=value"]),
+    (["--init_from=resume", "--overwrite=True"], ["init_from", "overwrite"]),
+    (["raises.py"], ["raises.py", "line 2", "ZeroDivisionError"]),
+    (["syntax.py"], ["syntax.py", "line 1", "SyntaxError"]),
+    (["unknown.py"], ["unknown.py", "n_embdd", "n_embd"]),
+    (["wrong_type.py"], ["wrong_type.py", "n_embd", "whole number"]),
+    (["bool_as_int.py"], ["bool_as_int.py", "n_embd", "whole number"]),
+    (["base_missing.py"], ["nowhere.py", "does not exist"]),
+    (["--n_embd=14", "--n_head=4"], ["n_embd=14", "n_head=4"]),
+    (["--eval_interval=0"], ["eval_interval=0", "at least 1"]),
+    (["--dropout=1.0"], ["dropout=1.0", "below 1"]),
+    (["--learning_rate=nan"], ["learning_rate=nan"]),
+    (["--out_dir="], ["out_dir", "empty"]),
+    (["--init_from=gpt2"], ["gpt2", "scratch", "resume"]),
+    (["--compile=maybe"], ["maybe"]),
+    (["--device=warp"], ["warp", "auto"]),
+    (["--device=meta"], ["meta"]),
+    (["--dtype=int8"], ["int8", "bfloat16"]),
+    (["--device=cpu", "--dtype=float16"], ["float16", "CUDA"]),
+])
+def test_a_mistake_gets_one_line_and_writes_nothing(call, arguments, words):
+    files = {
+        "raises.py": "n_embd = 14\nn_head = 1 / 0\n",
+        "syntax.py": "n_embd = = 3\n",
+        "unknown.py": "n_embdd = 14\n",
+        "wrong_type.py": "n_embd = 'wide'\n",
+        "bool_as_int.py": "n_embd = True\n",
+        "base_missing.py": "include('nowhere.py')\n",
+    }
+    for name, content in files.items():
+        Path(name).write_text(content)
+    refused(call("train_with_eval.py", *arguments), *words)
+    assert sorted(path.name for path in Path().iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("name", [
+    "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "plot_results.py", "plot_all_models.py",
+    "bench.py",
+])
+def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
+    result = call(name, "--help")
+    assert result.returncode == 0 and result.stderr == ""
+    listed = [line.split(None, 1) for line in result.stdout.splitlines() if line.startswith("  --")]
+    assert listed and all(setting.count("=") >= 1 and meaning.strip() for setting, meaning in listed)
+    if name == "train_with_eval.py":
+        keys = {setting[2:].split("=")[0] for setting, _ in listed}
+        assert {"out_dir", "seed", "n_embd", "mlp_expansion", "overwrite", "eval_interval", "min_lr", "device"} <= keys
+        assert "--max_iters=30000" in result.stdout

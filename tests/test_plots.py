@@ -1,0 +1,161 @@
+"""The figures show what results.csv holds: axes, labels, series and red dots, not only a file."""
+
+import csv
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import refused
+
+import plot_all_models
+import plot_results
+
+# The columns of the published runs: no held_out_*, no combined_acc.
+HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
+MATH = [(0, 0, 0), (250, 455, 91), (500, 910, 910), (750, 910, 900), (1000, 910, 910)]  # iter, add, sub of 910
+
+
+def math_rows():
+    return [f"{it},{add},910,{sub},910,0,0,0,0,{3 - it / 500},{3 - it / 500}" for it, add, sub in MATH]
+
+
+def facts_rows():
+    return [f"{it},0,0,0,0,0,{it // 2},500,0,{2.5},{2.5}" for it in (0, 250, 500, 750, 1000)]
+
+
+def write_results(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def curves(ax):
+    return {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.get_lines()}
+
+
+def red_dots(ax):
+    return [point for dots in ax.collections for point in dots.get_offsets().tolist()]
+
+
+def legend(figure):
+    [only] = figure.legends
+    return [text.get_text() for text in only.get_texts()]
+
+
+def test_a_run_is_drawn_with_its_accuracies_its_loss_and_its_red_dots(project, tmp_path):
+    figure = plot_results.plot_run(write_results(tmp_path / "math_mini_14", math_rows()), log_x=False)
+    ax, loss_ax = figure.axes
+    iterations = [0, 250, 500, 750, 1000]
+    assert curves(ax) == {
+        "addition": (iterations, pytest.approx([0, 50, 100, 100, 100])),
+        "subtraction": (iterations, pytest.approx([0, 10, 100, 100 * 900 / 910, 100])),
+    }
+    assert red_dots(ax) == [[500, 100], [1000, 100]]
+    assert tuple(ax.collections[0].get_facecolor()[0][:3]) == (1, 0, 0)
+    assert curves(loss_ax) == {"validation loss": (iterations, pytest.approx([3, 2.5, 2, 1.5, 1]))}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("iteration", "accuracy (%)")
+    assert "validation loss" in loss_ax.get_ylabel() and ax.get_xscale() == "linear"
+    assert ax.get_title() == "math_mini_14 (1,456 parameters)"
+    assert legend(figure) == ["addition", "subtraction", "addition and subtraction at 100%", "validation loss"]
+
+
+def test_the_iteration_axis_can_be_logarithmic(project, tmp_path):
+    figure = plot_results.plot_run(write_results(tmp_path / "run", math_rows()), log_x=True)
+    assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_title() == "run"
+
+
+def test_a_facts_run_shows_facts_alone(project, tmp_path):
+    figure = plot_results.plot_run(write_results(tmp_path / "facts_mini_56", facts_rows()), log_x=False)
+    assert legend(figure) == ["facts", "validation loss"] and red_dots(figure.axes[0]) == []
+    assert curves(figure.axes[0])["facts"][1] == pytest.approx([0, 25, 50, 75, 100])
+    assert figure.axes[0].get_title() == "facts_mini_56 (21,840 parameters)"
+
+
+def test_a_run_of_ours_is_plotted_into_its_folder(call, runs):
+    folder = runs / "both_mini_14"
+    result = call("plot_results.py", "--model_folder", folder)
+    assert result.returncode == 0, result.stderr
+    assert plt.imread(folder / "plot.png").std() > 0.05  # not an empty page
+    figure = plot_results.plot_run(folder, False)
+    with open(folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(curves(figure.axes[0])) == {"addition", "subtraction", "facts"}
+    assert curves(figure.axes[1])["validation loss"][1] == [float(row["val_loss"]) for row in rows]
+    assert figure.axes[0].get_title() == "both_mini_14 (2,142 parameters)"  # from its checkpoint
+
+
+def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
+    runs = {
+        "n14": write_results(tmp_path / "both_mini_14", math_rows()),
+        "n28": write_results(tmp_path / "both_mini_28", facts_rows()),
+        "n56": tmp_path / "both_mini_56",
+        "MLT": write_results(tmp_path / "both_mini_mlt_wd", math_rows()),
+    }
+    figure = plot_all_models.plot_grid(runs)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "n14 (2,142 parameters)", "n28 (6,636 parameters)", "n56 (22,680 parameters)", "MLT (10,647,168 parameters)"]
+    n14, n28, n56, mlt = figure.axes
+    assert list(curves(n14)) == ["addition", "subtraction"] and list(curves(n28)) == ["facts"]
+    assert red_dots(n14) == red_dots(mlt) == [[500, 100], [1000, 100]]
+    assert not curves(n56) and "not run yet" in n56.texts[0].get_text()
+    assert sorted(legend(figure)) == ["addition", "addition and subtraction at 100%", "facts", "subtraction"]
+    assert n56.get_xlabel() == mlt.get_xlabel() == "iteration" and n14.get_ylabel() == "accuracy (%)"
+
+
+@pytest.mark.parametrize("suffix", ["", "_wd"])
+def test_the_grids_name_the_runs_that_are_missing(call, in_tmp, suffix):
+    write_results(in_tmp / f"math_mini_14{suffix}", math_rows())
+    write_results(in_tmp / f"facts_mini_mlt{suffix}", facts_rows())
+    result = call("plot_all_models.py", "--suffix", suffix) if suffix else call("plot_all_models.py")
+    assert result.returncode == 0
+    assert sorted(path.name for path in Path().glob("*.png")) == [
+        f"grid_{grid}{suffix}.png" for grid in ("combined", "facts", "math")]
+    missing = result.stderr.splitlines()
+    assert len(missing) == 10 and f"not run yet: math_mini_28{suffix} " in missing[0]
+    for path in Path().glob("*.png"):
+        image = plt.imread(path)
+        assert min(image.shape[:2]) > 1200 and path.stat().st_size < 500_000
+
+
+def test_no_run_at_all_is_an_error(call, in_tmp):
+    refused(call("plot_all_models.py"), "math_mini_14", "train_with_eval.py")
+    refused(call("plot_all_models.py", "--root_dir=nowhere"), "nowhere", "does not exist")
+    assert not list(in_tmp.glob("*.png"))
+
+
+def test_a_results_file_that_cannot_be_plotted_is_named(call, in_tmp):
+    def attempt(content):
+        folder = in_tmp / "run"
+        folder.mkdir(exist_ok=True)
+        (folder / "results.csv").write_bytes(content)
+        return call("plot_results.py", "--model_folder=run")
+
+    rows = math_rows()
+    refused(call("plot_results.py", "--model_folder=nowhere"), "nowhere/results.csv")
+    refused(attempt(b""), "results.csv", "empty")
+    refused(attempt((HEADER + "\n").encode()), "no evaluation yet")
+    refused(attempt(b"a,b,c\n1,2,3\n"), "lacks the columns iter")
+    refused(attempt("\n".join([HEADER, rows[0], "250,1,2", rows[2], ""]).encode()), "line 3")
+    refused(attempt("\n".join([HEADER, rows[0].replace("910", "many"), ""]).encode()), "line 2")
+    refused(attempt(b"\xff\xfe\x00"), "results.csv", "not text")
+    attempt("\n".join([HEADER, rows[0], ""]).encode())
+    (in_tmp / "run" / "plot.png").unlink()
+    refused(call("plot_results.py", "--model_folder=run", "--log_x"), "after iteration 0", "logarithmic")
+    assert not (in_tmp / "run" / "plot.png").exists()
+
+
+def test_a_last_line_that_is_cut_is_left_out_and_said_so(call, project, in_tmp):
+    folder = write_results(in_tmp / "run", math_rows())
+    whole = (folder / "results.csv").read_text()
+    for cut in (3, 20):  # within the last number, and fields short
+        (folder / "results.csv").write_text(whole[:-cut])
+        result = call("plot_results.py", "--model_folder=run")
+        assert result.returncode == 0 and "last line" in result.stderr and "cut off" in result.stderr
+        assert np.array_equal(plot_results.read_results(folder)["iter"], [0, 250, 500, 750])

@@ -1,0 +1,179 @@
+"""Sampling and scoring a trained model from its checkpoint alone; every wrong request gets one line."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Exploit, refused
+
+SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
+
+
+def scores(stdout):
+    """{problem: correct of 10} and {total: (correct, asked)} of an evaluation script's output."""
+    problems, totals = {}, {}
+    for line in stdout.splitlines()[1:]:
+        if match := SCORE.match(line):
+            problems[match[1]] = int(match[2])
+            wrong = re.findall(r"\((\d+)\)", match[4] or "")
+            assert int(match[2]) + sum(map(int, wrong)) == 10, line  # every answer is shown
+        else:
+            name, correct, asked = re.match(r"(.+): (\d+) of (\d+) \(", line).groups()
+            totals[name] = (int(correct), int(asked))
+    return problems, totals
+
+
+@pytest.fixture(scope="session")
+def knowing(runs, tmp_path_factory):
+    """A run folder whose model has learnt a little, so that right and wrong answers both occur."""
+    from conftest import run_inside
+
+    folder = tmp_path_factory.mktemp("knowing")
+    result = run_inside("train_with_eval.py", "--dataset=both_math_and_facts", "--block_size=24", "--n_embd=56",
+                        "--batch_size=128", "--warmup_iters=100", "--max_iters=400", "--eval_interval=200",
+                        "--log_interval=100", f"--out_dir={folder / 'run'}")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize("ckpt", ["", "--ckpt=ckpt.pt", "--ckpt=ckpt_last.pt"])
+def test_every_arithmetic_problem_is_scored_out_of_ten(call, knowing, ckpt):
+    result = call("eval_as_math.py", f"--out_dir={knowing}", *filter(None, [ckpt]))
+    assert result.returncode == 0, result.stderr
+    problems, totals = scores(result.stdout)
+    assert len(problems) == 200 and "<5+7=12" in problems and "<0-9=-9" in problems
+    assert totals == {
+        "addition": (sum(n for p, n in problems.items() if "+" in p), 1000),
+        "subtraction": (sum(n for p, n in problems.items() if "+" not in p), 1000),
+        "held out (5,7)": (sum(problems[p] for p in ("<5+7=12", "<7+5=12", "<5-7=-2", "<7-5=2")), 40),
+    }
+    assert result.stdout.count("held out") == 5
+    assert 0 < totals["addition"][0] + totals["subtraction"][0] < 2000
+    assert result.stdout.startswith(str(knowing / (ckpt[7:] or "ckpt_best_math.pt")))
+
+
+def test_an_evaluation_script_agrees_with_the_training(call, knowing):
+    row = (knowing / "results.csv").read_text().splitlines()[-1].split(",")
+    _, totals = scores(call("eval_as_math.py", f"--out_dir={knowing}", "--ckpt=ckpt_last.pt").stdout)
+    assert totals["addition"][0] == pytest.approx(int(row[1]), abs=60)  # other samples, the same model
+    assert totals["subtraction"][0] == pytest.approx(int(row[3]), abs=60)
+    _, totals = scores(call("eval_capitals.py", f"--out_dir={knowing}", "--ckpt=ckpt_last.pt").stdout)
+    assert totals["facts"] == (pytest.approx(int(row[6]), abs=30), 500)
+
+
+def test_output_into_head_ends_quietly(start, runs):
+    process = start("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(timeout=60)[1] == "" and process.returncode in (0, -signal.SIGPIPE)
+
+
+def test_one_operation_and_larger_operands(call, runs):
+    result = call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--operation=subtraction", "--max_operand=19")
+    problems, totals = scores(result.stdout)
+    assert len(problems) == 400 and "<19-3=16" in problems and "<19+3=22" not in problems
+    beyond = sum(n for p, n in problems.items() if max(map(int, re.findall(r"<(\d+)-(\d+)=", p)[0])) > 9)
+    assert totals["subtraction beyond single digits"] == (beyond, 3000)
+    assert totals["subtraction"] == (sum(problems.values()), 4000) and totals["held out (5,7)"][1] == 20
+    _, totals = scores(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--max_operand=3").stdout)
+    assert totals["addition"][1] == 160 and "held out (5,7)" not in totals
+
+
+def test_capitals_show_the_wrong_answers(call, knowing):
+    result = call("eval_capitals.py", f"--out_dir={knowing}")
+    problems, totals = scores(result.stdout)
+    assert len(problems) == 50 and "Capital of the USA is Washington DC" in problems
+    assert totals == {"facts": (sum(problems.values()), 500)} and "wrong: " in result.stdout
+
+
+def test_a_checkpoint_is_enough_to_sample_and_score_without_data(call, runs, monkeypatch, tmp_path):
+    import data.dataset
+
+    monkeypatch.setattr(data.dataset, "DATA_DIR", tmp_path / "no data")
+    folder = runs / "math_mini_14"
+    assert call("sample.py", f"--out_dir={folder}", "--start=<7-5", "--num_samples=1").returncode == 0
+    assert call("eval_as_math.py", f"--out_dir={folder}").returncode == 0
+
+
+def test_samples_continue_the_prompt(call, runs, in_tmp):
+    folder = runs / "math_mini_14"
+    arguments = (f"--out_dir={folder}", "--num_samples=5", "--max_new_tokens=3", "--ckpt=ckpt_best_math.pt")
+    first = call("sample.py", *arguments, "--start=<7-5=")
+    samples = first.stdout.split("\n---------------\n")[:-1]
+    assert len(samples) == 5 and all(text.startswith("<7-5=") and len(text) == 8 for text in samples)
+    assert call("sample.py", *arguments, "--start=<7-5=").stdout == first.stdout
+    assert call("sample.py", *arguments, "--start=<7-5=", "--seed=1").stdout != first.stdout
+    Path("prompt.txt").write_text("<7-5=")
+    assert call("sample.py", *arguments, "--start=FILE:prompt.txt").stdout == first.stdout
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--start=<7*5"], ["'*'", "vocabulary"]),
+    (["--start="], ["empty"]),
+    (["--start=FILE:nowhere.txt"], ["nowhere.txt", "No such file"]),
+    (["--temperature=0"], ["temperature=0.0", "above 0"]),
+    (["--num_samples=0"], ["num_samples=0", "at least 1"]),
+    (["--ckpt=ckpt_best_facts.pt"], ["ckpt_best_facts.pt", "it holds ckpt.pt"]),
+    (["--device=warp"], ["warp"]),
+    (["surplus.py"], ["surplus.py", "does not exist"]),
+])
+def test_a_wrong_request_for_samples_gets_one_line(call, runs, arguments, words):
+    refused(call("sample.py", f"--out_dir={runs / 'math_mini_14'}", *arguments), *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(call, runs):
+    for name in ("sample.py", "eval_as_math.py", "train_with_eval.py"):
+        refused(call(name, f"--out_dir={runs / 'math_mini_14'}", "--device=cuda"), "cuda", "--device=auto")
+
+
+@pytest.mark.parametrize("name", ["sample.py", "eval_as_math.py", "eval_capitals.py"])
+def test_a_folder_that_is_not_there_is_named(call, name):
+    refused(call(name, "--out_dir=nowhere"), "nowhere", "does not exist")
+
+
+def test_a_model_is_not_scored_on_what_it_cannot_spell(call, runs):
+    refused(call("eval_capitals.py", f"--out_dir={runs / 'math_mini_14'}"), "not trained on this task", "vocabulary")
+    refused(call("eval_as_math.py", f"--out_dir={runs / 'facts_mini_14'}"), "not trained on this task", "vocabulary")
+    refused(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--operation=division"), "division", "addition")
+    refused(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--max_operand=-1"), "max_operand=-1")
+
+
+def test_a_damaged_checkpoint_is_named_and_runs_no_code(call, runs, in_tmp):
+    shutil.copytree(runs / "math_mini_14", "run")
+    path, good = Path("run/ckpt.pt"), Path("run/ckpt.pt").read_bytes()
+
+    def attempt():
+        return call("sample.py", "--out_dir=run", "--start=<7-5")
+
+    for content in (good[: len(good) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        refused(attempt(), "ckpt.pt", "damaged")
+    checkpoint = torch.load("run/ckpt_last.pt", weights_only=True)
+    for change in ({"n_embd": 28}, {"n_layer": 2}, {"vocab_size": 99}, {"unheard_of": 1}, {"n_head": 4}):
+        torch.save(checkpoint | {"model_args": checkpoint["model_args"] | change}, path)
+        refused(attempt(), "ckpt.pt")
+    torch.save(checkpoint | {"model": [1, 2]}, path)
+    refused(attempt(), "ckpt.pt", "does not fit")
+    torch.save(checkpoint["model"], path)
+    refused(attempt(), "ckpt.pt", "model_args")
+    torch.save({"model": Exploit(), "model_args": {}}, path)
+    refused(attempt(), "ckpt.pt", "damaged")
+    assert not Path("exploited").exists()
+    path.unlink()
+    refused(attempt(), "run holds no ckpt.pt")
+
+
+def test_bench_prints_its_table(call, in_tmp):
+    result = call("bench.py", "--blocks=2", "--block_iters=3", "--evals=1", "--matrix_size=64", "--plain")
+    assert result.returncode == 0, result.stderr
+    for row in ("one iteration", "tokens a second", "GFLOP/s", "one evaluation", "one checkpoint", "whole run",
+                "peak memory", "plain version", "times as long"):
+        assert row in result.stdout
+    assert not list(in_tmp.iterdir())
+    refused(call("bench.py", "--blocks=0"), "blocks=0")
