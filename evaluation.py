@@ -2,6 +2,10 @@
 
 import contextlib
 import ctypes
+import json
+import platform
+import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -51,6 +55,30 @@ def setup_device(device="auto", dtype="auto"):
     return device, dtype, autocast
 
 
+def machine(device):
+    """What a number measured here depends on: the device, its threads, and the versions of the software."""
+    driver = None
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        driver = output_of(query)
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpu = re.search(r"model name\s*: (.*)", output_of(["cat", "/proc/cpuinfo"]) or "")
+        name = cpu[1] if cpu else platform.processor() or platform.machine()
+    return {
+        "device": str(device), "device_name": name, "threads": torch.get_num_threads(),
+        "python": platform.python_version(), "torch": torch.__version__, "driver": driver,
+    }
+
+
+def output_of(command, folder=None):
+    """What a command prints, or None if it cannot be run."""
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def keep_freed_memory():
     """Has glibc keep freed memory instead of returning it to the kernel (elsewhere: does nothing).
 
@@ -62,6 +90,14 @@ def keep_freed_memory():
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(trim_threshold, 1 << 30)
         mallopt(mmap_threshold, 1 << 30)
+
+
+def read_run_json(folder):
+    """What run.json says of a run, {} if there is none or it is damaged: nothing depends on it but reports."""
+    try:
+        return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def load_checkpoint(out_dir, *names):

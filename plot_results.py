@@ -19,7 +19,7 @@ import torch
 
 from configurator import configure, fail, run_config_file
 from data.dataset import write_files
-from evaluation import load_model
+from evaluation import load_model, read_run_json
 from model import GPT, GPTConfig
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
@@ -67,21 +67,26 @@ def read_results(folder):
     return dict(zip(COLUMNS, np.array(rows).T))
 
 
+def params_of(config):
+    """Parameters of the model that the settings of a config file describe."""
+    vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").TEXT))
+    fields = {key: value for key, value in config.items() if key in GPTConfig.__dataclass_fields__}
+    with torch.device("meta"):  # shapes only
+        return GPT(GPTConfig(**fields, vocab_size=vocab_size, bias=False)).num_params()
+
+
 def num_params(folder):
-    """Parameters of the run's model, from a checkpoint or else the config of the folder's name, or None."""
+    """Parameters of the run's model: from run.json, a checkpoint, or the config of the folder's name; or None."""
     folder = Path(folder)
+    counted = read_run_json(folder).get("num_params")
+    if counted:
+        return counted
     checkpoints = sorted(path.name for path in folder.glob("ckpt*.pt"))
     if checkpoints:
         model, _, _ = load_model(folder, checkpoints, torch.device("cpu"))
         return model.num_params()
     config_file = Path(__file__).parent / "config" / f"train_{folder.resolve().name}.py"
-    if not config_file.exists():
-        return None
-    config = run_config_file(config_file)
-    vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").TEXT))
-    fields = {key: value for key, value in config.items() if key in GPTConfig.__dataclass_fields__}
-    with torch.device("meta"):  # shapes only
-        return GPT(GPTConfig(**fields, vocab_size=vocab_size, bias=False)).num_params()
+    return params_of(run_config_file(config_file)) if config_file.exists() else None
 
 
 def titled(name, folder):

@@ -5,13 +5,15 @@
 
 Every eval_interval iterations, from 0 to the last, it appends a row to <out_dir>/results.csv and
 saves ckpt_last.pt, which --init_from=resume goes on from, and each best model so far: ckpt.pt
-(validation loss), ckpt_best_math.pt, ckpt_best_facts.pt and ckpt_best_combined.pt (accuracy).
+(validation loss), ckpt_best_math.pt, ckpt_best_facts.pt and ckpt_best_combined.pt (accuracy). How
+the run was made, and the seconds it took, stand in run.json.
 """
 
 import dataclasses
 import fcntl
 import gc
 import io
+import json
 import math
 import os
 import random
@@ -19,6 +21,7 @@ import shlex
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ from tqdm import tqdm
 from configurator import configure, fail
 from data.dataset import append_to_file, read_meta, read_tokens, write_files
 from data.tasks import tasks_spelled_by
-from evaluation import answer, load_checkpoint, load_weights, setup_device, tally
+from evaluation import answer, load_checkpoint, load_weights, machine, output_of, read_run_json, setup_device, tally
 from model import GPT, GPTConfig
 
 out_dir = "out"  # folder of the run; a config file's name without train_ unless set
@@ -273,8 +276,24 @@ def require_finite(loss, iter_num):
              "before; try a lower --learning_rate", status=1)
 
 
-def save_evaluation(folder, rows, tasks, checkpoint, to_resume):
-    """Writes the last evaluation of `rows`, the checkpoints it is best for, and at the end ckpt_last.pt.
+def run_info(cfg, model, device, dtype, world_size, resumed):
+    """How this run is made, for run.json; what it says of the parts before a resumption stays."""
+    before = read_run_json(cfg.out_dir) if resumed else {}
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
+        **machine(device), "dtype": dtype, "processes": world_size,
+        "num_params": model.num_params(),
+        "iter_num": 0,  # iterations done
+        "seconds": dict.fromkeys(("training", "evaluation", "saving"), 0.0),  # wall time since start_time
+        "config": vars(cfg),
+        "earlier_parts": before.pop("earlier_parts", []) + ([before] if before else []),
+    }
+
+
+def save_evaluation(folder, rows, tasks, checkpoint, to_resume, info):
+    """Writes the last evaluation of `rows`, the checkpoints it is best for, run.json, and at the end ckpt_last.pt.
 
     In this order, a kill between two of them loses nothing: a resumed run comes to this evaluation
     again, with the same outcome. Returns the names of the best checkpoints that were written.
@@ -284,6 +303,7 @@ def save_evaluation(folder, rows, tasks, checkpoint, to_resume):
     if names:
         best = to_bytes(checkpoint)
         write_files({folder / name: best for name in names})
+    write_files({folder / "run.json": (json.dumps(info, indent=1) + "\n").encode()})
     write_files({folder / "ckpt_last.pt": to_bytes(checkpoint | to_resume)})
     return names
 
@@ -309,7 +329,7 @@ def open_folder(cfg):
         fail(f"another run is writing into {folder}; wait for it or set another --out_dir")
     if cfg.init_from == "resume" and not (folder / "ckpt_last.pt").exists() and evaluations_in(folder) > 1:
         fail(f"{folder} lacks the ckpt_last.pt to resume from: --overwrite=True instead starts the run anew")
-    held = [path for path in folder.iterdir() if path.name in ("results.csv", "ckpt_last.pt", *BEST)]
+    held = [path for path in folder.iterdir() if path.name in ("results.csv", "run.json", "ckpt_last.pt", *BEST)]
     if held and cfg.init_from == "scratch":
         if not cfg.overwrite:
             fail(f"{folder} holds a run: --init_from=resume goes on with it, --overwrite=True replaces it")
@@ -397,7 +417,8 @@ if __name__ == "__main__":
     say(f"{cfg.out_dir}: {raw_model.num_params():,} parameters, data {cfg.dataset}, tasks "
         f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}"
         + (f", resumed at iteration {iter_num}" if rows else ""))
-    seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)
+    info = run_info(cfg, raw_model, device, dtype, world_size, resumed=bool(rows))
+    seconds = info["seconds"]
     try:
         while True:
             due = iter_num % cfg.eval_interval == 0 or iter_num >= cfg.max_iters
@@ -429,8 +450,9 @@ if __name__ == "__main__":
                         "random_states": random_states,
                         "rows": rows,
                     }
+                    info["iter_num"] = iter_num
                     clock = time.perf_counter()
-                    for name in save_evaluation(folder, rows, tasks, checkpoint, to_resume):
+                    for name in save_evaluation(folder, rows, tasks, checkpoint, to_resume, info):
                         column, _ = BEST[name]
                         say(f"new best {column} {row[column]:.4f}: {folder / name}")
                     seconds["saving"] += time.perf_counter() - clock

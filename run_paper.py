@@ -1,0 +1,147 @@
+"""Runs, plots and tabulates the study: the paper's 24 runs and its search for the smallest model.
+
+    python run_paper.py                       (all of it)
+    python run_paper.py --mlt=False           (without the MLT, which wants a GPU)
+    python run_paper.py --root_dir=again      (anew, into another folder)
+
+Each run goes into <root_dir>/<run>, what it prints into train.log there. A complete run is skipped
+and one that was cut off is resumed, so after any interruption the same command goes on. Runs go side
+by side: one on each core of a CPU, with one thread; on a GPU one after the other.
+"""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from configurator import configure, fail, run_config_file
+from evaluation import read_run_json, setup_device
+from plot_all_models import GRIDS, SIZES
+from plot_results import params_of
+
+root_dir = "results"  # folder of the runs' folders
+mlt = True  # also the runs of the MLT
+device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
+jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
+max_iters = 30_000  # of each run; fewer for a rehearsal
+
+DATASETS = ("as_math", "facts_char", "both_math_and_facts")
+
+
+def paper_runs(mlt):
+    """{run: (config file, {setting: value} over it)}, the longest first: short ones fill the gaps at the end."""
+    sizes = [size for size in reversed(SIZES.values()) if mlt or size != "mlt"]
+    tasks = [GRIDS[grid] for grid in ("combined", "facts", "math")]
+    names = [f"{task}_mini_{size}{suffix}" for size in sizes for task in tasks for suffix in ("", "_wd")]
+    runs = {name: (f"config/train_{name}.py", {}) for name in names}
+    # The search for the smallest model that learns arithmetic, which ended at n14 (section 3.2).
+    return runs | {f"math_mini_{n}": ("config/train_math_mini_14.py", {"n_embd": n}) for n in range(13, 0, -1)}
+
+
+def work_of(config_file, settings):
+    """Work of an iteration, in a unit of its own: tokens times parameters, with an allowance for what each token costs."""
+    config = run_config_file(Path(config_file)) | settings
+    return config["batch_size"] * config["block_size"] * (params_of(config) + 10_000)
+
+
+def progress(folder):
+    """(iterations done, seconds an iteration of late or None) of a run that may not have begun."""
+    info = read_run_json(folder)
+    done = info.get("iter_num", 0)
+    here = done - (info["earlier_parts"][-1]["iter_num"] if info.get("earlier_parts") else 0)
+    return done, sum(info["seconds"].values()) / here if here > 0 else None
+
+
+def start(folder, config_file, settings, threads):
+    """Starts a run or resumes it, with its output appended to train.log; returns the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = ["--init_from=resume"] if (folder / ".lock").exists() else []
+    command = [sys.executable, "train_with_eval.py", config_file, f"--out_dir={folder}",
+               *(f"--{key}={value}" for key, value in settings.items()), *resume]
+    with open(folder / "train.log", "a") as log:  # a session of its own: Ctrl-C is ours to pass on
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True)
+
+
+def time_left(folders, work, jobs, max_iters):
+    """Seconds until all runs are done, about; None before any has a speed.
+
+    A run that has none yet is taken to be as fast as the others are for the work of an iteration.
+    """
+    known = {name: progress(folder) for name, folder in folders.items()}
+    speeds = [pace / work[name] for name, (_, pace) in known.items() if pace]
+    if not speeds:
+        return None
+    typical = sum(speeds) / len(speeds)
+    return sum((max_iters - done) * (pace or typical * work[name]) for name, (done, pace) in known.items()) / jobs
+
+
+def hours(seconds):
+    return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
+
+
+def call(*command):
+    """Runs a script of the project; ends the program if it fails."""
+    status = subprocess.run([sys.executable, *command]).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    cfg = configure(globals())
+    on_cpu = setup_device(cfg.device)[0].type == "cpu"
+    if cfg.jobs < 0 or cfg.max_iters < 1:
+        fail(f"jobs={cfg.jobs} must be at least 0 and max_iters={cfg.max_iters} at least 1")
+    terminal = sys.stdout.isatty()
+    CLEAR = "\r\x1b[K" if terminal else ""
+    jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
+    threads = {"OMP_NUM_THREADS": "1"} if on_cpu and jobs > 1 else {}
+    root = Path(cfg.root_dir).resolve()
+    os.chdir(Path(__file__).resolve().parent)  # where the scripts and configs are
+    root = Path(os.path.relpath(root))
+    for dataset in DATASETS:
+        call(f"data/{dataset}/prepare.py")
+
+    runs = paper_runs(cfg.mlt)
+    folders = {name: root / name for name in runs}
+    work = {name: work_of(*run) for name, run in runs.items()}
+    common = {"device": cfg.device, "max_iters": cfg.max_iters}
+    waiting = [name for name, folder in folders.items() if progress(folder)[0] < cfg.max_iters]
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete, {jobs} at a time", flush=True)
+    running, failed, said = {}, [], -math.inf
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop(0)
+                config_file, settings = runs[name]
+                running[name] = start(folders[name], config_file, settings | common, threads)
+            time.sleep(1)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    if process.returncode:
+                        failed.append(name)
+                        print(f"{CLEAR}{name}: failed, {folders[name] / 'train.log'} says why", flush=True)
+                    else:
+                        call("plot_results.py", f"--model_folder={folders[name]}")
+            if running and (terminal or time.monotonic() - said > 60):
+                said = time.monotonic()
+                where = ", ".join(f"{name} {progress(folders[name])[0]:,}" for name in running)
+                left = time_left({name: folders[name] for name in [*running, *waiting]}, work, jobs, cfg.max_iters)
+                line = f"{where} of {cfg.max_iters:,}; {len(waiting)} waiting; about {hours(left)} left"
+                print(CLEAR + line, end="" if terminal else "\n", flush=True)
+    except SystemExit:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+        print(f"{CLEAR}stopped; the same command goes on", file=sys.stderr)
+        raise
+    if failed:
+        fail(f"{len(failed)} of {len(runs)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)
+    for suffix in ("", "_wd"):
+        call("plot_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
+        call("tabulate_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
