@@ -53,7 +53,7 @@ class CausalSelfAttention(nn.Module):
         if x.is_cuda:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
-            y = short_attention(q, k, v, dropout)
+            y = short_attention(q * q.size(3) ** -0.5, k, v, dropout)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -61,13 +61,14 @@ class CausalSelfAttention(nn.Module):
 def short_attention(q, k, v, dropout):
     """Causal attention for blocks of a few tokens, where a CPU's fused kernel is slow.
 
-    q, k, v: (B, heads, T, head size). Scores are kept as (key, query), so that the softmax runs
-    down the columns of each small matrix, which vectorizes, and not along its rows of T numbers.
+    q, k, v: (B, heads, T, head size), q over the root of the head size already. Scores are kept as
+    (key, query), so that the softmax runs down the columns of each small matrix, which vectorizes,
+    and not along its rows of T numbers.
     """
     B, heads, T, head_size = q.shape
     q, k, v = (part.reshape(B * heads, T, head_size) for part in (q, k, v))
     future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).tril(-1)
-    scores = torch.baddbmm(future, k, q.transpose(1, 2), alpha=head_size**-0.5)
+    scores = torch.baddbmm(future, k, q.transpose(1, 2))
     weights = F.dropout(scores.softmax(dim=1), dropout, training=dropout > 0)
     return torch.bmm(weights.transpose(1, 2), v).view(B, heads, T, head_size)
 
@@ -157,7 +158,7 @@ class GPT(nn.Module):
         block = self.transformer.h[0]
         x = self.transformer.wte.weight + self.transformer.wpe.weight[:T, None]  # (T, vocab_size, C)
         q, k, v = block.attn.c_attn(block.ln_1(x)).split(C, dim=2)
-        table = torch.cat([x, q, k, block.attn.c_proj(v)], dim=2).flatten(0, 1)
+        table = torch.cat([x, q * C**-0.5, k, block.attn.c_proj(v)], dim=2).flatten(0, 1)
         rows = idx + self.config.vocab_size * torch.arange(T, device=idx.device)
         x, *qkv = F.embedding(rows, table).split(C, dim=2)
         x = x + short_attention(*(part[:, None] for part in qkv), 0.0)[:, 0]
