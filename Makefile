@@ -1,4 +1,5 @@
 # make demo: from a clean clone to a trained model, its figure and its scores.
+# make paper: every run, figure and table of the paper, into results/; make paper-small: without the MLT.
 # make test: the tests.
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV = .venv
 IN_VENV = $(VENV)/bin/python
 DATASETS = as_math facts_char both_math_and_facts
 
-.PHONY: demo test data clean
+.PHONY: demo paper paper-small test data clean
 
 demo: $(VENV)/ready data
 	@# A demo that was interrupted goes on where it stopped. Two threads, as the README's run.
@@ -14,6 +15,12 @@ demo: $(VENV)/ready data
 		$(if $(wildcard math_mini_14/.lock),--init_from=resume)
 	$(IN_VENV) plot_results.py --model_folder math_mini_14
 	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
+
+paper: $(VENV)/ready
+	$(IN_VENV) run_paper.py
+
+paper-small: $(VENV)/ready
+	$(IN_VENV) run_paper.py --mlt=False
 
 test: $(VENV)/ready
 	$(IN_VENV) -m pytest -q tests

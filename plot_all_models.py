@@ -17,6 +17,25 @@ GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what i
 SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # panel -> what its runs' names end with
 
 
+def find_runs(root_dir, suffix):
+    """{grid: {panel: run folder}}; names the runs that are missing, and ends the program if all are."""
+    root = Path(root_dir)
+    if not root.is_dir():
+        fail(f"folder {root} does not exist: --root_dir must name the folder that holds the runs' folders")
+    grids = {
+        grid: {name: root / f"{task}_mini_{size}{suffix}" for name, size in SIZES.items()}
+        for grid, task in GRIDS.items()
+    }
+    folders = [folder for runs in grids.values() for folder in runs.values()]
+    missing = [folder for folder in folders if not (folder / "results.csv").exists()]
+    if missing == folders:
+        fail(f"{root} holds none of the runs, {missing[0].name} to {missing[-1].name}: train one, "
+             f"python train_with_eval.py config/train_{missing[0].name}.py, or set --root_dir")
+    for folder in missing:
+        print(f"not run yet: {folder.name} (python train_with_eval.py config/train_{folder.name}.py)", file=sys.stderr)
+    return grids
+
+
 def plot_grid(runs):
     """2x2 figure of {panel name: run folder}; a run without results leaves a panel that says so."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True, layout="constrained")
@@ -38,20 +57,5 @@ def plot_grid(runs):
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    root = Path(cfg.root_dir)
-    if not root.is_dir():
-        fail(f"folder {root} does not exist: --root_dir must name the folder that holds the runs' folders")
-    grids = {
-        grid: {name: root / f"{task}_mini_{size}{cfg.suffix}" for name, size in SIZES.items()}
-        for grid, task in GRIDS.items()
-    }
-    missing = [
-        folder for runs in grids.values() for folder in runs.values() if not (folder / "results.csv").exists()
-    ]
-    if len(missing) == len(GRIDS) * len(SIZES):
-        fail(f"{root} holds none of the runs, {missing[0].name} to {missing[-1].name}: train one, "
-             f"python train_with_eval.py config/train_{missing[0].name}.py, or set --root_dir")
-    for folder in missing:
-        print(f"not run yet: {folder.name} (python train_with_eval.py config/train_{folder.name}.py)", file=sys.stderr)
-    for grid, runs in grids.items():
-        save_figure(plot_grid(runs), root / f"grid_{grid}{cfg.suffix}.png")
+    for grid, runs in find_runs(cfg.root_dir, cfg.suffix).items():
+        save_figure(plot_grid(runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.png")

@@ -34,10 +34,11 @@ CURVES = {
 }
 PERFECT = "addition and subtraction at 100%"
 COLUMNS = ["iter", *(f"{group}_{kind}" for group in CURVES for kind in ("correct", "total")), "val_loss"]
+HELD_OUT = ["held_out_correct", "held_out_total"]  # not in the published runs' results: zeros there
 
 
 def read_results(folder):
-    """The columns of <folder>/results.csv that the plots need, as float arrays (evaluations,).
+    """The columns of <folder>/results.csv that plots and tables need, as float arrays (evaluations,).
 
     A last line that is cut off, as while it is being written, is left out with a note on standard
     error. Ends the program if there is nothing to plot or a line before it is damaged.
@@ -59,12 +60,12 @@ def read_results(folder):
     rows = []
     for row in reader:
         try:
-            rows.append([float(row[column]) for column in COLUMNS])
+            rows.append([float(row[column]) for column in COLUMNS] + [float(row.get(column, 0)) for column in HELD_OUT])
         except (TypeError, ValueError):
             fail(f"{path}, line {reader.line_num}: not a number in every column; remove the line or run again")
     if not rows:
         fail(f"{path} holds no evaluation yet: wait for the run's first one")
-    return dict(zip(COLUMNS, np.array(rows).T))
+    return dict(zip(COLUMNS + HELD_OUT, np.array(rows).T))
 
 
 def params_of(config):

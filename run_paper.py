@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from configurator import configure, fail, run_config_file
-from evaluation import read_run_json, setup_device
+from data.dataset import write_files
+from evaluation import output_of, read_run_json, setup_device
 from plot_all_models import GRIDS, SIZES
 from plot_results import params_of
 
@@ -145,3 +146,6 @@ if __name__ == "__main__":
     for suffix in ("", "_wd"):
         call("plot_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
         call("tabulate_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
+    n14 = root / "math_mini_14"  # section 5.1: the same model on operands up to 19
+    beyond = output_of([sys.executable, "eval_as_math.py", f"--out_dir={n14}", "--max_operand=19", f"--device={cfg.device}"])
+    write_files({n14 / "operands_to_19.txt": f"{beyond}\n".encode()})
