@@ -122,10 +122,12 @@ if __name__ == "__main__":
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     fast = torch.compile(model) if train.compiled(cfg, device) else model
 
+    train_steps = train.make_train_steps(fast, optimizer, scaler, splits["train"], cfg, autocast)
+
     def iterations():
         shape = (cfg.block_iters, cfg.gradient_accumulation_steps, cfg.batch_size)
         starts = torch.randint(len(splits["train"]), shape).to(device)
-        train.train_steps(fast, optimizer, scaler, splits["train"], starts, 0, cfg, autocast)
+        train_steps(starts, 0)
 
     def evaluation():
         train.evaluate(model, splits, chars, tasks, 0, cfg, autocast)

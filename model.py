@@ -173,7 +173,7 @@ class GPT(nn.Module):
         if weights is None:
             return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return logits, losses.view(targets.shape).mean(dim=1) @ weights
+        return logits, losses.view(targets.shape).mean(dim=1) @ weights.to(losses.dtype)
 
     def configure_optimizer(self, weight_decay, learning_rate, betas):
         """AdamW that decays tensors of two or more dimensions only (weights, not norms and biases)."""
@@ -182,7 +182,8 @@ class GPT(nn.Module):
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+        on_cuda = parameters[0].is_cuda  # there an update may become part of a CUDA graph
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=on_cuda)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, lengths=None, stop=None, generator=None):

@@ -156,37 +156,127 @@ def compiled(cfg, device):
     return cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
 
 
-def train_steps(model, optimizer, scaler, windows, starts, iter_num, cfg, autocast, bar=None):
-    """len(starts) updates from iteration iter_num on; returns the last batch's loss, on the device.
+def update(model, optimizer, scaler, windows, batches, cfg, autocast):
+    """One update; returns its last batch's loss, on the device.
 
-    starts: (updates, gradient_accumulation_steps, windows of this process) rows of `windows`.
+    batches: (gradient_accumulation_steps, windows of this process) rows of `windows`.
     """
     # A batch is drawn with replacement, so it holds some windows more than once, about a fifth of
     # it on arithmetic. Where shapes may vary, each is computed once and weighs as often as it came.
     merge = windows.device.type == "cpu" and cfg.dropout == 0 and not compiled(cfg, windows.device)
-    for i, batches in enumerate(starts):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(iter_num + i, cfg)
-        for j, rows in enumerate(batches):
-            if hasattr(model, "require_backward_grad_sync"):  # DDP: average with the last batch only
-                model.require_backward_grad_sync = j == len(batches) - 1
-            weights = None
-            if merge:
-                rows, counts = rows.unique(return_counts=True)
-                weights = counts / counts.sum()
-            batch = windows[rows]
-            with autocast:
-                _, loss = model(batch[:, :-1], batch[:, 1:], weights)
-            scaler.scale(loss / len(batches)).backward()
-        if cfg.grad_clip > 0:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if bar is not None:
-            bar.update()
+    for j, rows in enumerate(batches):
+        if hasattr(model, "require_backward_grad_sync"):  # DDP: average with the last batch only
+            model.require_backward_grad_sync = j == len(batches) - 1
+        weights = None
+        if merge:
+            rows, counts = rows.unique(return_counts=True)
+            weights = counts / counts.sum()
+        batch = windows[rows]
+        with autocast:
+            _, loss = model(batch[:, :-1], batch[:, 1:], weights)
+        scaler.scale(loss / len(batches)).backward()
+    if cfg.grad_clip > 0:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def eager_steps(model, optimizer, scaler, windows, cfg, autocast):
+    """Returns steps(starts, iter_num, bar), which makes len(starts) updates from iteration iter_num on.
+
+    starts: (updates, gradient_accumulation_steps, windows of this process) rows of the training
+    windows. It returns the last loss, on the device.
+    """
+
+    def steps(starts, iter_num, bar=None):
+        for i, batches in enumerate(starts):
+            for group in optimizer.param_groups:
+                group["lr"] = get_lr(iter_num + i, cfg)
+            loss = update(model, optimizer, scaler, windows, batches, cfg, autocast)
+            if bar is not None:
+                bar.update()
+        return loss
+
+    return steps
+
+
+def captured_steps(model, optimizer, scaler, windows, cfg, autocast):
+    """eager_steps for CUDA, where launching the kernels of a small model one by one takes most of the time.
+
+    The whole update is captured as one CUDA graph. What changes from one update to the next it reads
+    from tensors that stay in place: a block of batches and learning rates, moved there at once, and
+    the number of the next one in it. (On another device nothing is captured, for tests.)
+    """
+    device = windows.device
+    block_starts = torch.zeros(INDEX_BLOCK, cfg.gradient_accumulation_steps, cfg.batch_size, dtype=torch.int64, device=device)
+    block_lrs = torch.zeros(INDEX_BLOCK, device=device)
+    i = torch.zeros(1, dtype=torch.int64, device=device)
+    lr = torch.zeros((), device=device)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+    def next_update():
+        lr.copy_(block_lrs[i][0])
+        loss = update(model, optimizer, scaler, windows, block_starts[i][0], cfg, autocast)
+        i.add_(1)
+        return loss
+
+    launch = cuda_graph(next_update, model, optimizer, device) if device.type == "cuda" else next_update
+
+    def steps(starts, iter_num, bar=None):
+        updates = len(starts)
+        block_starts[:updates] = starts
+        block_lrs[:updates] = torch.tensor([get_lr(iter_num + j, cfg) for j in range(updates)])
+        i.zero_()
+        for _ in range(updates):
+            loss = launch()
+            if bar is not None:
+                bar.update()
+        return loss
+
+    return steps
+
+
+def make_train_steps(model, optimizer, scaler, windows, cfg, autocast):
+    # DDP and loss scaling work on the host in every update, which no graph can hold.
+    captures = windows.device.type == "cuda" and not dist.is_initialized() and not scaler.is_enabled()
+    make = captured_steps if captures else eager_steps
+    return make(model, optimizer, scaler, windows, cfg, autocast)
+
+
+def cuda_graph(step, model, optimizer, device):
+    """Captures step() as a CUDA graph and returns a function that launches it.
+
+    The calls that warm it up leave no trace: weights, optimizer and random state are put back.
+    """
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    states = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
+    random_before = torch.cuda.get_rng_state(device)
+    side_stream = torch.cuda.Stream(device)
+    side_stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side_stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side_stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    with torch.no_grad():
+        for parameter, before in zip(model.parameters(), weights):
+            parameter.copy_(before)
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():  # in place: the graph has their addresses
+                value.copy_(states[parameter][key] if states else torch.zeros_like(value))
+    torch.cuda.set_rng_state(random_before, device)
+
+    def launch():
+        graph.replay()
+        return loss
+
+    return launch
 
 
 @torch.no_grad()
@@ -388,7 +478,8 @@ if __name__ == "__main__":
         if last["chars"] != chars:
             fail(f"data/{cfg.dataset} has another vocabulary than the run in {folder} was started with")
         load_weights(raw_model, last["model"], path)
-        optimizer.load_state_dict(last["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # from the config, for this device
+        optimizer.load_state_dict({"state": last["optimizer"]["state"], "param_groups": groups})
         scaler.load_state_dict(last["scaler"])
         batch_generator.set_state(last["batch_generator"])
         if rank < len(last["random_states"]):
@@ -406,6 +497,8 @@ if __name__ == "__main__":
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
         model = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    train_steps = make_train_steps(model, optimizer, scaler, splits["train"], cfg, autocast)
 
     terminal = master and sys.stdout.isatty()
     bar = tqdm(total=cfg.max_iters, initial=iter_num, disable=not terminal, unit="it", dynamic_ncols=True)
@@ -468,7 +561,7 @@ if __name__ == "__main__":
             shape = (updates, cfg.gradient_accumulation_steps, cfg.batch_size)
             starts = torch.randint(len(splits["train"]), shape, generator=batch_generator)
             starts = starts[:, :, rank::world_size].to(device)
-            loss = float(train_steps(model, optimizer, scaler, splits["train"], starts, iter_num, cfg, autocast, bar))
+            loss = float(train_steps(starts, iter_num, bar))
             iter_num += updates
             elapsed = time.perf_counter() - clock
             seconds["training"] += elapsed
