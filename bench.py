@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import train_with_eval as train
 from configurator import configure, fail
 from data.dataset import DATA_DIR, read_meta, write_files
 from data.tasks import tasks_spelled_by
-from evaluation import NUM_SAMPLES, TEMPERATURE, TOP_K, setup_device
+from evaluation import NUM_SAMPLES, TEMPERATURE, TOP_K, describe, machine, setup_device
 
 plain = False  # also measure the plain version
 blocks = 7  # timed blocks of iterations, after one to warm up
@@ -68,6 +69,13 @@ def matrix_rate(device, dtype, size):
     return 2 * size**3 / min(timed(device, lambda: a @ b, 10))
 
 
+def memory_rate(device):
+    """Bytes a second that a copy of 256 MB reads and writes, the best of several."""
+    a = torch.zeros(1 << 26, device=device)
+    b = torch.ones_like(a)
+    return 2 * a.nbytes / min(timed(device, lambda: a.copy_(b), 5))
+
+
 def plain_steps(model, optimizer, cfg, autocast, device, iterations):
     """The training loop in its plainest form."""
     for it in range(iterations):
@@ -102,6 +110,10 @@ def plain_evaluation(model, splits, chars, tasks, cfg, autocast):
     model.train()
 
 
+def achieved(flops, seconds, rate):
+    return f"{flops / seconds / 1e9:,.1f} GFLOP/s, {100 * flops / seconds / rate:.1f}% of the matrix rate"
+
+
 def report(title, lines):
     print(f"\n{title}")
     for name, value in lines:
@@ -132,34 +144,42 @@ if __name__ == "__main__":
     def evaluation():
         train.evaluate(model, splits, chars, tasks, 0, cfg, autocast)
 
-    def checkpoint():
+    def save(state):
         path = Path(f".bench-{cfg.out_dir}.pt".replace("/", "_"))
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         write_files({path: train.to_bytes(state)})
         path.unlink()
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{cfg.out_dir}: {model.num_params():,} parameters on {device} ({name}), {dtype}, torch {torch.__version__}")
-    rate = matrix_rate(device, dtype, cfg.matrix_size)
+    print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(machine(device) | {'dtype': dtype})}")
     steps = [seconds / cfg.block_iters for seconds in timed(device, iterations, cfg.blocks)]
     evaluations = timed(device, evaluation, cfg.evals)
-    saves = timed(device, checkpoint, 5)
+    best = timed(device, lambda: save({"model": model.state_dict()}), 5)
+    last = timed(device, lambda: save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}), 5)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    rate, bandwidth = matrix_rate(device, dtype, cfg.matrix_size), memory_rate(device)
+    with FlopCounterMode(display=False) as counter:
+        evaluation()
 
-    step, evaluated, saved = map(statistics.median, (steps, evaluations, saves))
+    step, evaluated = statistics.median(steps), statistics.median(evaluations)
     tokens = cfg.batch_size * cfg.block_size * cfg.gradient_accumulation_steps
     flops = tokens * flops_per_token(model, cfg.block_size)
+    # Weight, gradient and both moments are read and written, each 4 bytes; a token is an id of 8.
+    floor = max(flops / rate, (8 * 4 * sum(p.numel() for p in model.parameters()) + 8 * tokens) / bandwidth)
     count = cfg.max_iters // cfg.eval_interval + 1
-    whole = cfg.max_iters * step + count * (evaluated + saved)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    whole = cfg.max_iters * step + count * (evaluated + statistics.median(best) + statistics.median(last))
+    training_share = cfg.max_iters * step / whole
     lines = [
         ("one iteration", spread(steps)),
-        ("tokens a second", f"{tokens / step:,.0f}"),
-        ("GFLOP/s", f"{flops / step / 1e9:.1f}, {100 * flops / step / rate:.1f}% of {rate / 1e9:,.0f} in a matrix product"),
-        ("floor of the arithmetic alone", f"{1000 * flops / rate:.3f} ms an iteration"),
+        ("  tokens a second", f"{tokens / step:,.0f}"),
+        ("  achieved", achieved(flops, step, rate)),
+        ("  floor of arithmetic and bytes", f"{1000 * floor:.3f} ms"),
         ("one evaluation", spread(evaluations, 1)),
-        ("one checkpoint with optimizer", spread(saves, 1)),
-        (f"whole run ({cfg.max_iters:,} iterations)", f"{whole:.0f} s, {count} evaluations and checkpoints included"),
+        ("  achieved", achieved(counter.get_total_flops(), evaluated, rate)),
+        ("  floor of the arithmetic", f"{1000 * counter.get_total_flops() / rate:.3f} ms"),
+        ("one best checkpoint", spread(best, 1)),
+        ("ckpt_last.pt, with the optimizer", spread(last, 1)),
+        (f"whole run ({cfg.max_iters:,} iterations)", f"{whole:.0f} s with {count} evaluations, {100 * training_share:.1f}% of it training"),
         ("peak memory of the process", f"{memory:.0f} MB"),
+        ("measured here", f"{rate / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s in a copy"),
     ]
     if device.type == "cuda":
         lines.append(("peak memory of the device", f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB"))

@@ -71,6 +71,12 @@ def machine(device):
     }
 
 
+def describe(info):
+    """machine() and a dtype, or a run.json, in one phrase."""
+    threads = f", {info['threads']} thread{'s' * (info['threads'] > 1)}" if info["device"] == "cpu" else ""
+    return f"{info['device_name']}{threads}, {info['dtype']}, torch {info['torch']}"
+
+
 def output_of(command, folder=None):
     """What a command prints, or None if it cannot be run."""
     try:
@@ -93,11 +99,12 @@ def keep_freed_memory():
 
 
 def read_run_json(folder):
-    """What run.json says of a run, {} if there is none or it is damaged: nothing depends on it but reports."""
+    """What run.json says of a run; {} if there is none or it is damaged: only reports depend on it."""
     try:
-        return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+        info = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return info if isinstance(info, dict) and {"iter_num", "seconds", "device_name"} <= info.keys() else {}
 
 
 def load_checkpoint(out_dir, *names):

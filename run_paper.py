@@ -91,22 +91,10 @@ def call(*command):
         sys.exit(status)
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
-    on_cpu = setup_device(cfg.device)[0].type == "cpu"
-    if cfg.jobs < 0 or cfg.max_iters < 1:
-        fail(f"jobs={cfg.jobs} must be at least 0 and max_iters={cfg.max_iters} at least 1")
+def run_all(runs, root, cfg, jobs, threads):
+    """Makes {run: (config file, settings)} complete, `jobs` at a time, and plots each; returns those that failed."""
     terminal = sys.stdout.isatty()
-    CLEAR = "\r\x1b[K" if terminal else ""
-    jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
-    threads = {"OMP_NUM_THREADS": "1"} if on_cpu and jobs > 1 else {}
-    root = Path(cfg.root_dir).resolve()
-    os.chdir(Path(__file__).resolve().parent)  # where the scripts and configs are
-    root = Path(os.path.relpath(root))
-    for dataset in DATASETS:
-        call(f"data/{dataset}/prepare.py")
-
-    runs = paper_runs(cfg.mlt)
+    clear = "\r\x1b[K" if terminal else ""
     folders = {name: root / name for name in runs}
     work = {name: work_of(*run) for name, run in runs.items()}
     common = {"device": cfg.device, "max_iters": cfg.max_iters}
@@ -125,24 +113,44 @@ if __name__ == "__main__":
                     del running[name]
                     if process.returncode:
                         failed.append(name)
-                        print(f"{CLEAR}{name}: failed, {folders[name] / 'train.log'} says why", flush=True)
+                        print(f"{clear}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
+                        print(f"{clear}{name}: complete", flush=True)
                         call("plot_results.py", f"--model_folder={folders[name]}")
             if running and (terminal or time.monotonic() - said > 60):
                 said = time.monotonic()
                 where = ", ".join(f"{name} {progress(folders[name])[0]:,}" for name in running)
-                left = time_left({name: folders[name] for name in [*running, *waiting]}, work, jobs, cfg.max_iters)
-                line = f"{where} of {cfg.max_iters:,}; {len(waiting)} waiting; about {hours(left)} left"
-                print(CLEAR + line, end="" if terminal else "\n", flush=True)
-    except SystemExit:
+                left = hours(time_left({name: folders[name] for name in [*running, *waiting]}, work, jobs, cfg.max_iters))
+                line = f"{where} of {cfg.max_iters:,}; {len(waiting)} waiting; about {left} left"
+                print(clear + line, end="" if terminal else "\n", flush=True)
+    except SystemExit:  # Ctrl-C or SIGTERM
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-        print(f"{CLEAR}stopped; the same command goes on", file=sys.stderr)
+        print(f"{clear}stopped; the same command goes on", file=sys.stderr)
         raise
+    return failed
+
+
+if __name__ == "__main__":
+    cfg = configure(globals())
+    on_cpu = setup_device(cfg.device)[0].type == "cpu"
+    if cfg.jobs < 0 or cfg.max_iters < 1:
+        fail(f"jobs={cfg.jobs} must be at least 0 and max_iters={cfg.max_iters} at least 1")
+    jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
+    threads = {"OMP_NUM_THREADS": "1"} if on_cpu and jobs > 1 else {}
+    if on_cpu and cfg.mlt:
+        print("note: an iteration of the MLT takes seconds on a CPU; --mlt=False leaves its six runs out", file=sys.stderr)
+    root = Path(cfg.root_dir).resolve()
+    os.chdir(Path(__file__).resolve().parent)  # where the scripts and configs are
+    root = Path(os.path.relpath(root))
+    for dataset in DATASETS:
+        call(f"data/{dataset}/prepare.py")
+
+    failed = run_all(paper_runs(cfg.mlt), root, cfg, jobs, threads)
     if failed:
-        fail(f"{len(failed)} of {len(runs)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)
+        fail(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)
     for suffix in ("", "_wd"):
         call("plot_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
         call("tabulate_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")

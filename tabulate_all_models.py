@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import configure
-from evaluation import read_run_json
+from evaluation import describe, read_run_json
 from plot_all_models import find_runs
 from plot_results import num_params, read_results
 
@@ -86,15 +86,14 @@ def markdown(title, rows):
 
 
 def made_on(folders):
-    """One line for people to read: on which machines the runs were made."""
-    machines = {}
+    """A line that says on which machine which runs were made; "" if no folder has a run.json."""
+    runs = {}  # machine -> names of its runs
     for folder in folders:
         info = read_run_json(folder)
         for part in [*info.get("earlier_parts", []), info] if info else []:
-            threads = f", {part['threads']} thread{'s' * (part['threads'] > 1)}" if part["device"] == "cpu" else ""
-            where = f"{part['device_name']}{threads}, {part['dtype']}, torch {part['torch']}"
-            machines.setdefault(where, []).append(folder.name)
-    return "; ".join(f"{', '.join(dict.fromkeys(names))} on {where}" for where, names in machines.items())
+            runs.setdefault(describe(part), {})[folder.name] = None
+    where = "; ".join(f"{', '.join(names)}: {machine}" for machine, names in runs.items())
+    return f"\n\nMade on: {where}." if where else ""
 
 
 def table(grid, runs, suffix):
@@ -107,15 +106,15 @@ def table(grid, runs, suffix):
         ours = row_of_ours(folder, columns)
         both = [f"{their} / {our}" for their, our in zip(theirs, ours)]
         rows.append([size, f"{params} / {num_params(folder):,}", *both, *ours[len(columns):]])
-    return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows)
+    return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows) + made_on(runs.values())
 
 
 def search_table(root):
     """The search for the smallest model (section 3.2), of which the paper tells only the outcome: ours alone."""
     columns = TABLES["math"][1]
-    rows = [["n", *headings(columns, "")]]
-    rows += [[str(n), *row_of_ours(root / f"math_mini_{n}", columns)] for n in range(1, 15)]
-    return markdown("Arithmetic with one layer of width n", rows)
+    folders = {n: root / f"math_mini_{n}" for n in range(1, 15)}
+    rows = [["n", *headings(columns, "")], *([str(n), *row_of_ours(folder, columns)] for n, folder in folders.items())]
+    return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows) + made_on(folders.values())
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ wandb_run_name = ""  # its run; out_dir unless set
 # machine
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16
-compile = "auto"  # torch.compile the model: True, False or auto (on CUDA only)
+compile = "auto"  # torch.compile the model, on CUDA also capture updates as a graph: True, False or auto (CUDA only)
 
 # What may differ when a run is resumed: nothing here changes the weights on a given machine.
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval",
@@ -241,8 +241,10 @@ def captured_steps(model, optimizer, scaler, windows, cfg, autocast):
 
 
 def make_train_steps(model, optimizer, scaler, windows, cfg, autocast):
+    """The steps function that is the fastest for this run."""
     # DDP and loss scaling work on the host in every update, which no graph can hold.
-    captures = windows.device.type == "cuda" and not dist.is_initialized() and not scaler.is_enabled()
+    device = windows.device
+    captures = device.type == "cuda" and compiled(cfg, device) and not dist.is_initialized() and not scaler.is_enabled()
     make = captured_steps if captures else eager_steps
     return make(model, optimizer, scaler, windows, cfg, autocast)
 

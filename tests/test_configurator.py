@@ -120,7 +120,7 @@ def test_a_mistake_gets_one_line_and_writes_nothing(call, arguments, words):
 
 @pytest.mark.parametrize("name", [
     "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "plot_results.py", "plot_all_models.py",
-    "bench.py",
+    "bench.py", "run_paper.py", "tabulate_all_models.py",
 ])
 def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
     result = call(name, "--help")

@@ -172,8 +172,8 @@ def test_a_damaged_checkpoint_is_named_and_runs_no_code(call, runs, in_tmp):
 def test_bench_prints_its_table(call, in_tmp):
     result = call("bench.py", "--blocks=2", "--block_iters=3", "--evals=1", "--matrix_size=64", "--plain")
     assert result.returncode == 0, result.stderr
-    for row in ("one iteration", "tokens a second", "GFLOP/s", "one evaluation", "one checkpoint", "whole run",
-                "peak memory", "plain version", "times as long"):
+    for row in ("one iteration", "tokens a second", "GFLOP/s", "floor of", "one evaluation", "one best checkpoint",
+                "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy", "plain version", "times as long"):
         assert row in result.stdout
     assert not list(in_tmp.iterdir())
     refused(call("bench.py", "--blocks=0"), "blocks=0")
