@@ -7,6 +7,7 @@ unfused optimizer, windows cut one by one from a memory-mapped file, one prompt 
 measured beside it in the same process, so that the ratio holds even where the times are noisy.
 """
 
+import math
 import resource
 import statistics
 import sys
@@ -56,7 +57,8 @@ def spread(seconds, digits=2):
 def flops_per_token(model, block_size):
     """Forward and backward: 6 for each weight that multiplies, and attention over the whole block.
 
-    The count of PaLM, appendix B. The tied embedding is counted once, as the output layer.
+    The count of PaLM, appendix B, of what a plain loop does: a lookup in place of a product, or a
+    window computed once though drawn twice, counts in full. The tied embedding is the output layer.
     """
     c = model.config
     return 6 * model.num_params() + 12 * c.n_layer * c.n_embd * block_size
@@ -66,7 +68,13 @@ def matrix_rate(device, dtype, size):
     """FLOP/s of a square matrix product, the best of several, in the dtype that training uses."""
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     b = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    return 2 * size**3 / min(timed(device, lambda: a @ b, 10))
+    products = 1 if device.type == "cpu" else 100  # so that launching and waiting do not count
+
+    def multiply():
+        for _ in range(products):
+            a @ b
+
+    return 2 * products * size**3 / min(timed(device, multiply, 10))
 
 
 def memory_rate(device):
@@ -126,6 +134,8 @@ if __name__ == "__main__":
     for key in ("blocks", "block_iters", "evals", "matrix_size"):
         if getattr(cfg, key) < 1:
             fail(f"{key}={getattr(cfg, key)} must be at least 1")
+    if cfg.block_iters > train.INDEX_BLOCK:
+        fail(f"block_iters={cfg.block_iters} must be at most {train.INDEX_BLOCK}")
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
     chars, _ = read_meta(cfg.dataset)
     splits = train.load_splits(cfg.dataset, cfg.block_size, device)
@@ -154,6 +164,7 @@ if __name__ == "__main__":
     evaluations = timed(device, evaluation, cfg.evals)
     best = timed(device, lambda: save({"model": model.state_dict()}), 5)
     last = timed(device, lambda: save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}), 5)
+    device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     rate, bandwidth = matrix_rate(device, dtype, cfg.matrix_size), memory_rate(device)
     with FlopCounterMode(display=False) as counter:
@@ -164,7 +175,7 @@ if __name__ == "__main__":
     flops = tokens * flops_per_token(model, cfg.block_size)
     # Weight, gradient and both moments are read and written, each 4 bytes; a token is an id of 8.
     floor = max(flops / rate, (8 * 4 * sum(p.numel() for p in model.parameters()) + 8 * tokens) / bandwidth)
-    count = cfg.max_iters // cfg.eval_interval + 1
+    count = math.ceil(cfg.max_iters / cfg.eval_interval) + 1
     whole = cfg.max_iters * step + count * (evaluated + statistics.median(best) + statistics.median(last))
     training_share = cfg.max_iters * step / whole
     lines = [
@@ -182,7 +193,7 @@ if __name__ == "__main__":
         ("measured here", f"{rate / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s in a copy"),
     ]
     if device.type == "cuda":
-        lines.append(("peak memory of the device", f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB"))
+        lines.append(("peak memory of the device", f"{device_memory / 1e6:.0f} MB"))
     report("this version", lines)
 
     if cfg.plain:

@@ -38,7 +38,7 @@ def configure(*namespaces):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
     settings = {}  # name -> (default, meaning)
     for namespace in namespaces:
-        settings.update(_stated_settings(namespace["__file__"]))
+        settings.update(stated_settings(namespace["__file__"]))
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         _print_help(namespaces[-1]["__doc__"], settings)
         sys.exit(0)
@@ -70,7 +70,7 @@ def configure(*namespaces):
     return types.SimpleNamespace(**values)
 
 
-def _stated_settings(script):
+def stated_settings(script):
     """{name: (default, meaning)} of a script's lower-case, commented assignments of a literal."""
     source = Path(script).read_text(encoding="utf-8")
     lines = source.splitlines()

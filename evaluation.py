@@ -48,6 +48,7 @@ def setup_device(device="auto", dtype="auto"):
         fail("dtype float16 needs a CUDA device; use float32 or bfloat16")
 
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # a CUDA graph captures the current device
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     if device.type == "cpu":
         keep_freed_memory()
@@ -104,7 +105,8 @@ def read_run_json(folder):
         info = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return info if isinstance(info, dict) and {"iter_num", "seconds", "device_name"} <= info.keys() else {}
+    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch"}
+    return info if isinstance(info, dict) and needed <= info.keys() else {}
 
 
 def load_checkpoint(out_dir, *names):

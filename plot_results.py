@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from configurator import configure, fail, run_config_file
+from configurator import configure, fail, run_config_file, stated_settings
 from data.dataset import write_files
 from evaluation import load_model, read_run_json
 from model import GPT, GPTConfig
@@ -70,10 +70,12 @@ def read_results(folder):
 
 def params_of(config):
     """Parameters of the model that the settings of a config file describe."""
+    defaults = stated_settings(Path(__file__).parent / "train_with_eval.py")
+    config = {key: default for key, (default, _) in defaults.items()} | config
     vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").TEXT))
     fields = {key: value for key, value in config.items() if key in GPTConfig.__dataclass_fields__}
     with torch.device("meta"):  # shapes only
-        return GPT(GPTConfig(**fields, vocab_size=vocab_size, bias=False)).num_params()
+        return GPT(GPTConfig(**fields, vocab_size=vocab_size)).num_params()
 
 
 def num_params(folder):

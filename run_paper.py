@@ -11,6 +11,7 @@ by side: one on each core of a CPU, with one thread; on a GPU one after the othe
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,7 +78,8 @@ def time_left(folders, work, jobs, max_iters):
     if not speeds:
         return None
     typical = sum(speeds) / len(speeds)
-    return sum((max_iters - done) * (pace or typical * work[name]) for name, (done, pace) in known.items()) / jobs
+    left = [(max_iters - done) * (pace or typical * work[name]) for name, (done, pace) in known.items()]
+    return max(sum(left) / jobs, max(left))
 
 
 def hours(seconds):
@@ -100,6 +102,7 @@ def run_all(runs, root, cfg, jobs, threads):
     common = {"device": cfg.device, "max_iters": cfg.max_iters}
     waiting = [name for name, folder in folders.items() if progress(folder)[0] < cfg.max_iters]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete, {jobs} at a time", flush=True)
+    started = set(waiting)
     running, failed, said = {}, [], -math.inf
     try:
         while waiting or running:
@@ -116,26 +119,31 @@ def run_all(runs, root, cfg, jobs, threads):
                         print(f"{clear}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
                         print(f"{clear}{name}: complete", flush=True)
-                        call("plot_results.py", f"--model_folder={folders[name]}")
             if running and (terminal or time.monotonic() - said > 60):
                 said = time.monotonic()
                 where = ", ".join(f"{name} {progress(folders[name])[0]:,}" for name in running)
                 left = hours(time_left({name: folders[name] for name in [*running, *waiting]}, work, jobs, cfg.max_iters))
                 line = f"{where} of {cfg.max_iters:,}; {len(waiting)} waiting; about {left} left"
                 print(clear + line, end="" if terminal else "\n", flush=True)
-    except SystemExit:  # Ctrl-C or SIGTERM
+    except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
         print(f"{clear}stopped; the same command goes on", file=sys.stderr)
         raise
+    for name, folder in folders.items():
+        if name not in failed and (name in started or not (folder / "plot.png").exists()):
+            call("plot_results.py", f"--model_folder={folder}")
     return failed
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
     on_cpu = setup_device(cfg.device)[0].type == "cpu"
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others below
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda signum, _: sys.exit(128 + signum))
     if cfg.jobs < 0 or cfg.max_iters < 1:
         fail(f"jobs={cfg.jobs} must be at least 0 and max_iters={cfg.max_iters} at least 1")
     jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
@@ -156,4 +164,6 @@ if __name__ == "__main__":
         call("tabulate_all_models.py", f"--root_dir={root}", f"--suffix={suffix}")
     n14 = root / "math_mini_14"  # section 5.1: the same model on operands up to 19
     beyond = output_of([sys.executable, "eval_as_math.py", f"--out_dir={n14}", "--max_operand=19", f"--device={cfg.device}"])
+    if beyond is None:
+        fail(f"eval_as_math.py failed: python eval_as_math.py --out_dir={n14} --max_operand=19 says why", status=1)
     write_files({n14 / "operands_to_19.txt": f"{beyond}\n".encode()})

@@ -70,8 +70,11 @@ def row_of_ours(folder, columns):
     if not (folder / "results.csv").exists():
         return ["not run yet"] * (len(columns) + 1 + len(late))
     results = read_results(folder)
-    at = best_evaluation(results)
-    return [score(results, column, at) for column in columns] + [f"{results['iter'][at]:,.0f}", *(f(results) for f in late)]
+    at, last = best_evaluation(results), results["iter"][-1]
+    best_at = f"{results['iter'][at]:,.0f}"
+    if last < read_run_json(folder).get("config", {}).get("max_iters", last):
+        best_at += f" (so far, at {last:,.0f})"
+    return [score(results, column, at) for column in columns] + [best_at, *(share(results) for share in late)]
 
 
 def headings(columns, of_ours):

@@ -126,6 +126,7 @@ def seed_everything(seed, device):
     if device.type == "cuda":  # the CPU's kernels are deterministic as they are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # an attention whose gradient need not be the same twice
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
 
 
@@ -358,7 +359,19 @@ def to_bytes(checkpoint):
 def random_state(device):
     """The random states that training draws from (dropout), of this process."""
     state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def require_finite(loss, iter_num):
@@ -485,9 +498,7 @@ if __name__ == "__main__":
         scaler.load_state_dict(last["scaler"])
         batch_generator.set_state(last["batch_generator"])
         if rank < len(last["random_states"]):
-            torch.set_rng_state(last["random_states"][rank]["cpu"])
-            if device.type == "cuda" and "cuda" in last["random_states"][rank]:
-                torch.cuda.set_rng_state(last["random_states"][rank]["cuda"], device)
+            set_random_state(last["random_states"][rank], device)
         rows, iter_num = last["rows"], last["iter_num"]
         del last
     if master and rows:
@@ -500,7 +511,6 @@ if __name__ == "__main__":
         ids = [device.index] if device.type == "cuda" else None
         model = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
-    train_steps = make_train_steps(model, optimizer, scaler, splits["train"], cfg, autocast)
 
     terminal = master and sys.stdout.isatty()
     bar = tqdm(total=cfg.max_iters, initial=iter_num, disable=not terminal, unit="it", dynamic_ncols=True)
@@ -515,6 +525,9 @@ if __name__ == "__main__":
     info = run_info(cfg, raw_model, device, dtype, world_size, resumed=bool(rows))
     seconds = info["seconds"]
     try:
+        clock = time.perf_counter()
+        train_steps = make_train_steps(model, optimizer, scaler, splits["train"], cfg, autocast)
+        seconds["training"] += time.perf_counter() - clock
         while True:
             due = iter_num % cfg.eval_interval == 0 or iter_num >= cfg.max_iters
             if due and not (rows and rows[-1]["iter"] == iter_num):  # a resumed run has this one
@@ -574,7 +587,7 @@ if __name__ == "__main__":
             elif iter_num % cfg.log_interval == 0:
                 say(f"iter {iter_num}: loss {loss:.4f}, {1000 * elapsed / updates:.2f} ms an iteration")
     except RuntimeError as error:
-        if "memory" not in str(error):
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         fail(f"out of memory ({str(error).splitlines()[0]}): try a smaller --batch_size", status=1)
     except SystemExit as stop:
