@@ -10,8 +10,8 @@ DATASETS = as_math facts_char both_math_and_facts
 .PHONY: demo paper paper-small test data clean
 
 demo: $(VENV)/ready data
-	@# A demo that was interrupted goes on where it stopped. Two threads, as the README's run.
-	OMP_NUM_THREADS=2 $(IN_VENV) train_with_eval.py config/train_math_mini_14.py \
+	@# A demo that was interrupted goes on where it stopped. Seed and threads as in the README.
+	OMP_NUM_THREADS=1 $(IN_VENV) train_with_eval.py config/train_math_mini_14.py --seed=2 \
 		$(if $(wildcard math_mini_14/.lock),--init_from=resume)
 	$(IN_VENV) plot_results.py --model_folder math_mini_14
 	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
