@@ -31,8 +31,6 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 max_iters = 30_000  # of each run; fewer for a rehearsal
 
-DATASETS = ("as_math", "facts_char", "both_math_and_facts")
-
 
 def paper_runs(mlt):
     """{run: (config file, {setting: value} over it)}, the longest first: short ones fill the gaps at the end."""
@@ -153,8 +151,8 @@ if __name__ == "__main__":
     root = Path(cfg.root_dir).resolve()
     os.chdir(Path(__file__).resolve().parent)  # where the scripts and configs are
     root = Path(os.path.relpath(root))
-    for dataset in DATASETS:
-        call(f"data/{dataset}/prepare.py")
+    for prepare in sorted(Path("data").glob("*/prepare.py")):
+        call(prepare)
 
     failed = run_all(paper_runs(cfg.mlt), root, cfg, jobs, threads)
     if failed:
