@@ -10,9 +10,8 @@ DATASETS = as_math facts_char both_math_and_facts
 .PHONY: demo paper paper-small test data clean
 
 demo: $(VENV)/ready data
-	@# A demo that was interrupted goes on where it stopped. Seed and threads as in the README.
-	OMP_NUM_THREADS=1 $(IN_VENV) train_with_eval.py config/train_math_mini_14.py --seed=2 \
-		$(if $(wildcard math_mini_14/.lock),--init_from=resume)
+	@# A demo that was interrupted goes on where it stopped.
+	$(IN_VENV) train_with_eval.py config/train_math_mini_14.py $(if $(wildcard math_mini_14/run.json),--init_from=resume)
 	$(IN_VENV) plot_results.py --model_folder math_mini_14
 	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
 
@@ -27,7 +26,7 @@ test: $(VENV)/ready
 
 data: $(DATASETS:%=data/%/meta.pkl)
 
-data/%/meta.pkl: data/%/prepare.py data/tasks.py data/dataset.py | $(VENV)/ready
+data/%/meta.pkl: data/%/prepare.py data/tasks.py data/dataset.py study/settings.py study/files.py | $(VENV)/ready
 	$(IN_VENV) $<
 
 $(VENV)/ready: requirements.txt

@@ -1,10 +1,11 @@
 """Measures what a run costs on this machine and prints a table; trains nothing that is kept.
 
-    python bench.py config/train_math_mini_14.py [--device=...] [--plain]
+    OMP_NUM_THREADS=1 python bench.py config/train_math_mini_14.py [--plain]
 
-Run it on a machine with nothing else to do. With --plain, a plain version of the same work (eager,
-unfused optimizer, windows cut one by one from a memory-mapped file, one prompt at a time) is
-measured beside it in the same process, so that the ratio holds even where the times are noisy.
+With --plain, a plain loop (eager PyTorch, an optimizer that is not fused, windows cut one by one from a
+memory-mapped file, one prompt at a time) is measured beside it, block by block in the same process, so
+that the ratio holds even where the times are noisy. On a CPU, times are CPU time: what else the
+machine does counts little.
 """
 
 import math
@@ -18,34 +19,40 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import train_with_eval as train
-from configurator import configure, fail
-from data.dataset import DATA_DIR, read_meta, write_files
+from data.dataset import DATA_DIR, read_meta
 from data.tasks import tasks_spelled_by
-from evaluation import NUM_SAMPLES, TEMPERATURE, TOP_K, describe, machine, setup_device
+from study.batches import Batches, load_splits
+from study.device import describe, machine, setup_device
+from study.files import write_files
+from study.run_folder import to_bytes
+from study.scoring import NUM_SAMPLES, TEMPERATURE, TOP_K, evaluate
+from study.settings import configure
+from study.state import TrainingState
+from study.update import build, get_lr, make_train
 
-plain = False  # also measure the plain version
+plain = False  # also measure the plain loop
 blocks = 7  # timed blocks of iterations, after one to warm up
 block_iters = 100  # iterations a block
 evals = 7  # timed evaluations, after one to warm up
 matrix_size = 2048  # of the square product that the machine's own rate is measured with
 
 
-def wait_for(device):
+def seconds_of(device, function):
+    """Seconds that a call takes: of this process's CPU time, or on a GPU until it is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
 
 
-def timed(device, function, repeats):
-    """Seconds of each of `repeats` calls, after one call to warm up."""
-    seconds = []
-    for i in range(repeats + 1):
-        wait_for(device)
-        clock = time.perf_counter()
-        function()
-        wait_for(device)
-        seconds.append(time.perf_counter() - clock)
-    return seconds[1:]
+def timed(device, repeats, *functions):
+    """A list of seconds for each function, called in turn, `repeats` times after once to warm up."""
+    rounds = [[seconds_of(device, function) for function in functions] for _ in range(repeats + 1)]
+    return [list(seconds) for seconds in zip(*rounds[1:])]
 
 
 def spread(seconds, digits=2):
@@ -58,7 +65,7 @@ def flops_per_token(model, block_size):
     """Forward and backward: 6 for each weight that multiplies, and attention over the whole block.
 
     The count of PaLM, appendix B, of what a plain loop does: a lookup in place of a product, or a
-    window computed once though drawn twice, counts in full. The tied embedding is the output layer.
+    context computed once though drawn twice, counts in full. The tied embedding is the output layer.
     """
     c = model.config
     return 6 * model.num_params() + 12 * c.n_layer * c.n_embd * block_size
@@ -66,29 +73,30 @@ def flops_per_token(model, block_size):
 
 def matrix_rate(device, dtype, size):
     """FLOP/s of a square matrix product, the best of several, in the dtype that training uses."""
-    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    b = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    a, b = torch.randn(2, size, size, device=device).to(getattr(torch, dtype)).unbind()
     products = 1 if device.type == "cpu" else 100  # so that launching and waiting do not count
 
     def multiply():
         for _ in range(products):
             a @ b
 
-    return 2 * products * size**3 / min(timed(device, multiply, 10))
+    [seconds] = timed(device, 10, multiply)
+    return 2 * products * size**3 / min(seconds)
 
 
 def memory_rate(device):
     """Bytes a second that a copy of 256 MB reads and writes, the best of several."""
     a = torch.zeros(1 << 26, device=device)
     b = torch.ones_like(a)
-    return 2 * a.nbytes / min(timed(device, lambda: a.copy_(b), 5))
+    [seconds] = timed(device, 5, lambda: a.copy_(b))
+    return 2 * a.nbytes / min(seconds)
 
 
-def plain_steps(model, optimizer, cfg, autocast, device, iterations):
+def plain_train(model, optimizer, cfg, autocast, device, iterations):
     """The training loop in its plainest form."""
     for it in range(iterations):
         for group in optimizer.param_groups:
-            group["lr"] = train.get_lr(it, cfg)
+            group["lr"] = get_lr(it, cfg)
         data = np.memmap(DATA_DIR / cfg.dataset / "train.bin", dtype=np.uint16, mode="r")
         starts = torch.randint(len(data) - cfg.block_size, (cfg.batch_size,))
         x = torch.stack([torch.from_numpy(data[i : i + cfg.block_size].astype(np.int64)) for i in starts])
@@ -129,41 +137,44 @@ def report(title, lines):
 
 
 if __name__ == "__main__":
-    cfg = configure(vars(train), globals())
-    train.check(cfg)
-    for key in ("blocks", "block_iters", "evals", "matrix_size"):
-        if getattr(cfg, key) < 1:
-            fail(f"{key}={getattr(cfg, key)} must be at least 1")
-    if cfg.block_iters > train.INDEX_BLOCK:
-        fail(f"block_iters={cfg.block_iters} must be at most {train.INDEX_BLOCK}")
+    cfg = configure({"__file__": str(Path(__file__).with_name("train_with_eval.py"))}, globals())
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
-    chars, _ = read_meta(cfg.dataset)
-    splits = train.load_splits(cfg.dataset, cfg.block_size, device)
-    tasks = tasks_spelled_by(chars)
-    model, optimizer = train.build_model(cfg, len(chars), device)
+    chars, meta = read_meta(cfg.dataset)
+    splits = load_splits(cfg.dataset, cfg.block_size, device)
+    tasks = tasks_spelled_by(chars, meta["held_out"])
+    model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    fast = torch.compile(model) if train.compiled(cfg, device) else model
-
-    train_steps = train.make_train_steps(fast, optimizer, scaler, splits["train"], cfg, autocast)
+    batches = Batches(len(splits["train"]), cfg, device)
+    train, how, note = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    plain_model, _ = build(cfg, len(chars), device)
+    plain_optimizer = torch.optim.AdamW(plain_model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), foreach=False)
+    few = max(1, cfg.block_iters // 10)
 
     def iterations():
-        shape = (cfg.block_iters, cfg.gradient_accumulation_steps, cfg.batch_size)
-        starts = torch.randint(len(splits["train"]), shape).to(device)
-        train_steps(starts, 0)
+        for it in range(0, cfg.block_iters, train.most):
+            updates = min(train.most, cfg.block_iters - it)
+            train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
 
     def evaluation():
-        train.evaluate(model, splits, chars, tasks, 0, cfg, autocast)
+        evaluate(model, splits, chars, tasks, 0, cfg, autocast)
 
-    def save(state):
+    def save(content):
         path = Path(f".bench-{cfg.out_dir}.pt".replace("/", "_"))
-        write_files({path: train.to_bytes(state)})
+        write_files({path: to_bytes(content())})
         path.unlink()
 
-    print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(machine(device) | {'dtype': dtype})}")
-    steps = [seconds / cfg.block_iters for seconds in timed(device, iterations, cfg.blocks)]
-    evaluations = timed(device, evaluation, cfg.evals)
-    best = timed(device, lambda: save({"model": model.state_dict()}), 5)
-    last = timed(device, lambda: save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}), 5)
+    info = machine(device) | {"dtype": dtype, "step": how}
+    print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(info)}")
+    measured = [iterations]
+    if cfg.plain:
+        measured.append(lambda: plain_train(plain_model, plain_optimizer, cfg, autocast, device, few))
+    steps, *plain_steps = timed(device, cfg.blocks, *measured)
+    steps = [seconds / cfg.block_iters for seconds in steps]
+    [evaluations] = timed(device, cfg.evals, evaluation)
+    state = TrainingState(model, optimizer, scaler, batches, device)
+    best, last = timed(device, 5, lambda: save(model.state_dict), lambda: save(state.state_dict))
     device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     rate, bandwidth = matrix_rate(device, dtype, cfg.matrix_size), memory_rate(device)
@@ -174,21 +185,20 @@ if __name__ == "__main__":
     tokens = cfg.batch_size * cfg.block_size * cfg.gradient_accumulation_steps
     flops = tokens * flops_per_token(model, cfg.block_size)
     # Weight, gradient and both moments are read and written, each 4 bytes; a token is an id of 8.
-    floor = max(flops / rate, (8 * 4 * sum(p.numel() for p in model.parameters()) + 8 * tokens) / bandwidth)
+    roofline = max(flops / rate, (8 * 4 * sum(p.numel() for p in model.parameters()) + 8 * tokens) / bandwidth)
     count = math.ceil(cfg.max_iters / cfg.eval_interval) + 1
-    whole = cfg.max_iters * step + count * (evaluated + statistics.median(best) + statistics.median(last))
-    training_share = cfg.max_iters * step / whole
+    whole = cfg.max_iters * step + count * (evaluated + statistics.median(best))
     lines = [
-        ("one iteration", spread(steps)),
+        ("one update", spread(steps, 3)),
         ("  tokens a second", f"{tokens / step:,.0f}"),
         ("  achieved", achieved(flops, step, rate)),
-        ("  floor of arithmetic and bytes", f"{1000 * floor:.3f} ms"),
+        ("  roofline of the plain loop", f"{1000 * roofline:.3f} ms"),
         ("one evaluation", spread(evaluations, 1)),
         ("  achieved", achieved(counter.get_total_flops(), evaluated, rate)),
-        ("  floor of the arithmetic", f"{1000 * counter.get_total_flops() / rate:.3f} ms"),
         ("one best checkpoint", spread(best, 1)),
         ("ckpt_last.pt, with the optimizer", spread(last, 1)),
-        (f"whole run ({cfg.max_iters:,} iterations)", f"{whole:.0f} s with {count} evaluations, {100 * training_share:.1f}% of it training"),
+        (f"whole run ({cfg.max_iters:,} iterations)",
+         f"{whole:.0f} s with {count} evaluations, {100 * cfg.max_iters * step / whole:.1f}% of it training"),
         ("peak memory of the process", f"{memory:.0f} MB"),
         ("measured here", f"{rate / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s in a copy"),
     ]
@@ -197,15 +207,12 @@ if __name__ == "__main__":
     report("this version", lines)
 
     if cfg.plain:
-        model, _ = train.build_model(cfg, len(chars), device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), foreach=False)
-        few = max(1, cfg.block_iters // 5)
-        plain_step = statistics.median(
-            timed(device, lambda: plain_steps(model, optimizer, cfg, autocast, device, few), cfg.blocks)) / few
-        plain_eval = min(timed(device, lambda: plain_evaluation(model, splits, chars, tasks, cfg, autocast), 1))
-        plain_whole = cfg.max_iters * plain_step + count * plain_eval
-        report("plain version", [
-            ("one iteration", f"{1000 * plain_step:.2f} ms, {plain_step / step:.1f} times as long"),
+        plain_steps = [seconds / few for seconds in plain_steps[0]]
+        ratios = [theirs / ours for theirs, ours in zip(plain_steps, steps)]
+        plain_eval = seconds_of(device, lambda: plain_evaluation(plain_model, splits, chars, tasks, cfg, autocast))
+        plain_whole = cfg.max_iters * statistics.median(plain_steps) + count * plain_eval
+        report("plain loop", [
+            ("one update", f"{spread(plain_steps)}, {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f})"),
             ("one evaluation", f"{1000 * plain_eval:.0f} ms, {plain_eval / evaluated:.0f} times as long"),
             ("whole run", f"{plain_whole:.0f} s, {plain_whole / whole:.1f} times as long"),
         ])

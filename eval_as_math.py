@@ -4,9 +4,9 @@
     python eval_as_math.py --out_dir=math_mini_14 --max_operand=19    (paper, section 5.1)
 """
 
-from configurator import configure, fail
-from data.tasks import arithmetic
-from evaluation import answer_by, print_total, report, tally
+from data.tasks import GROUPS, arithmetic
+from study.scoring import open_model, print_total, report, score, tally
+from study.settings import configure
 
 out_dir = "out"  # folder of the trained model
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_math.pt, else ckpt.pt
@@ -14,26 +14,20 @@ operation = "both"  # addition, subtraction or both
 max_operand = 9  # the operands go from 0 to this
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16
-
-GROUPS = {"addition": ["add"], "subtraction": ["sub"], "both": ["add", "sub"]}
+dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    if cfg.operation not in GROUPS:
-        fail(f"operation '{cfg.operation}' is not one of {', '.join(GROUPS)}")
-    if cfg.max_operand < 0:
-        fail(f"max_operand={cfg.max_operand} must be at least 0")
-
-    task = arithmetic(cfg.max_operand)
-    problems = [problem for problem in task.problems if problem.group in GROUPS[cfg.operation]]
-    answers = answer_by(cfg, task, "ckpt_best_math.pt", problems)
+    model = open_model(cfg, "ckpt_best_math.pt")
+    task = arithmetic(model.held_out, cfg.max_operand)
+    asked = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
+    problems = [problem for problem in task.problems if problem.group in asked]
+    answers = score(model, task, problems, cfg.seed)
     report(problems, answers)
-    for name, [group] in list(GROUPS.items())[:2]:
-        if group in GROUPS[cfg.operation]:
-            print_total(name, *tally(problems, answers, lambda problem: problem.group == group))
-            if cfg.max_operand > 9:
-                beyond = tally(problems, answers, lambda problem: problem.group == group and problem.beyond)
-                print_total(f"{name} beyond single digits", *beyond)
-    print_total("held out (5,7)", *tally(problems, answers, lambda problem: problem.held_out))
+    for group in asked:
+        print_total(GROUPS[group], *tally(problems, answers, lambda problem: problem.group == group))
+        if cfg.max_operand > 9:
+            beyond = tally(problems, answers, lambda problem: problem.group == group and problem.beyond)
+            print_total(f"{GROUPS[group]} beyond single digits", *beyond)
+    print_total(f"held out ({model.held_out})", *tally(problems, answers, lambda problem: problem.held_out))

@@ -3,20 +3,20 @@
     python eval_capitals.py --out_dir=facts_mini_28
 """
 
-from configurator import configure
 from data.tasks import capitals
-from evaluation import answer_by, print_total, report, tally
+from study.scoring import open_model, print_total, report, score, tally
+from study.settings import configure
 
 out_dir = "out"  # folder of the trained model
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_facts.pt, else ckpt.pt
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16
+dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
     task = capitals()
-    answers = answer_by(cfg, task, "ckpt_best_facts.pt", task.problems)
+    answers = score(open_model(cfg, "ckpt_best_facts.pt"), task, task.problems, cfg.seed)
     report(task.problems, answers)
     print_total("facts", *tally(task.problems, answers))

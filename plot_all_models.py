@@ -4,36 +4,14 @@
     python plot_all_models.py --suffix _wd       (controlled regularization, figures 4 to 6)
 """
 
-import sys
 from pathlib import Path
 
-from configurator import configure, fail
-from plot_results import draw_accuracies, plt, read_results, save_figure, titled
+from study.figures import draw_accuracies, plt, save_figure, titled
+from study.results import find_runs, read_results
+from study.settings import configure
 
 root_dir = "."  # folder that holds the runs' folders; the grids are written there
 suffix = ""  # of the runs' folders and of the grids: _wd for controlled regularization
-
-GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what its runs' names begin with
-SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # panel -> what its runs' names end with
-
-
-def find_runs(root_dir, suffix):
-    """{grid: {panel: run folder}}; names the runs that are missing, and ends the program if all are."""
-    root = Path(root_dir)
-    if not root.is_dir():
-        fail(f"folder {root} does not exist: --root_dir must name the folder that holds the runs' folders")
-    grids = {
-        grid: {name: root / f"{task}_mini_{size}{suffix}" for name, size in SIZES.items()}
-        for grid, task in GRIDS.items()
-    }
-    folders = [folder for runs in grids.values() for folder in runs.values()]
-    missing = [folder for folder in folders if not (folder / "results.csv").exists()]
-    if missing == folders:
-        fail(f"{root} holds none of the runs, {missing[0].name} to {missing[-1].name}: train one, "
-             f"python train_with_eval.py config/train_{missing[0].name}.py, or set --root_dir")
-    for folder in missing:
-        print(f"not run yet: {folder.name} (python train_with_eval.py config/train_{folder.name}.py)", file=sys.stderr)
-    return grids
 
 
 def plot_grid(runs):

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from configurator import configure, fail, run_config_file
-from data.dataset import write_files
-from evaluation import output_of, read_run_json, setup_device
-from plot_all_models import GRIDS, SIZES
-from plot_results import params_of
+from study.device import output_of, setup_device
+from study.files import write_files
+from study.results import GRIDS, SIZES, params_of
+from study.run_folder import read_run_json
+from study.settings import configure, fail, run_config_file
 
 root_dir = "results"  # folder of the runs' folders
 mlt = True  # also the runs of the MLT
@@ -59,7 +59,7 @@ def progress(folder):
 def start(folder, config_file, settings, threads):
     """Starts a run or resumes it, with its output appended to train.log; returns the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    resume = ["--init_from=resume"] if (folder / ".lock").exists() else []
+    resume = ["--init_from=resume"] if (folder / "run.json").exists() else []
     command = [sys.executable, "train_with_eval.py", config_file, f"--out_dir={folder}",
                *(f"--{key}={value}" for key, value in settings.items()), *resume]
     with open(folder / "train.log", "a") as log:  # a session of its own: Ctrl-C is ours to pass on
@@ -142,8 +142,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others below
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda signum, _: sys.exit(128 + signum))
-    if cfg.jobs < 0 or cfg.max_iters < 1:
-        fail(f"jobs={cfg.jobs} must be at least 0 and max_iters={cfg.max_iters} at least 1")
     jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
     threads = {"OMP_NUM_THREADS": "1"} if on_cpu and jobs > 1 else {}
     if on_cpu and cfg.mlt:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
-from configurator import configure, fail
-from evaluation import load_model, sample, setup_device
+from study.device import setup_device
+from study.run_folder import find_checkpoint, load_model
+from study.scoring import sample
+from study.settings import configure, fail
 
 out_dir = "out"  # folder of the trained model
 ckpt = "ckpt.pt"  # checkpoint in out_dir
@@ -19,17 +21,11 @@ temperature = 0.8  # above 1 more random, below 1 less
 top_k = 10  # sample from the top_k likeliest characters only
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16
+dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    for key in ("num_samples", "max_new_tokens", "top_k"):
-        if getattr(cfg, key) < 1:
-            fail(f"{key}={getattr(cfg, key)} must be at least 1")
-    if not cfg.temperature > 0:
-        fail(f"temperature={cfg.temperature} must be above 0; 0.01 is close to always the likeliest character")
-
     prompt = cfg.start
     if prompt.startswith("FILE:"):
         try:
@@ -39,7 +35,8 @@ if __name__ == "__main__":
     if not prompt:
         fail("the prompt is empty; --start needs at least one character")
     device, _, autocast = setup_device(cfg.device, cfg.dtype)
-    model, chars, path = load_model(cfg.out_dir, [cfg.ckpt], device)
+    path = find_checkpoint(cfg.out_dir, cfg.ckpt)
+    model, chars, _ = load_model(path, device)
     unknown = sorted(set(prompt) - set(chars))
     if unknown:
         fail(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {path}: {chars!r}")
@@ -47,8 +44,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(cfg.seed)
     with autocast:
         [texts] = sample(
-            model, chars, [prompt], cfg.num_samples, cfg.max_new_tokens, cfg.temperature, cfg.top_k, generator
-        )
+            model, chars, [prompt], cfg.num_samples, cfg.max_new_tokens, cfg.temperature, cfg.top_k, generator)
     for text in texts:
         print(prompt + text)
         print("---------------")

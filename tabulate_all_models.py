@@ -6,18 +6,15 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from configurator import configure
-from evaluation import describe, read_run_json
-from plot_all_models import find_runs
-from plot_results import num_params, read_results
+from study.device import describe
+from study.results import LATE, best_evaluation, find_runs, held_out_in, late_share, num_params, read_results
+from study.run_folder import read_run_json
+from study.settings import configure
 
 root_dir = "results"  # folder that holds the runs' folders
 suffix = ""  # of the runs' folders: _wd for controlled regularization
 
-HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined", "held_out": "(5,7)"}
-LATE = 20_000  # evaluations from this iteration on count in the last column
+HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
 TABLES = {
     "math": (("Table 2. Arithmetic", "Table 5. Arithmetic, controlled regularization"), ["add", "sub", "held_out"], {
@@ -41,11 +38,6 @@ TABLES = {
 }  # fmt: skip
 
 
-def best_evaluation(results):
-    """Index of the evaluation with the most right answers over all tasks of the run, the earliest of equals."""
-    return np.argmax(results["add_correct"] + results["sub_correct"] + results["facts_correct"])
-
-
 def score(results, column, at):
     """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
     groups = ("add", "sub", "facts") if column == "combined" else (column,)
@@ -53,15 +45,6 @@ def score(results, column, at):
     if not total:
         return "not asked"
     return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
-
-
-def late_share(results):
-    """Share of the evaluations from LATE on that have every held-out sample right."""
-    late = results["iter"] >= LATE
-    if not late.any() or not results["held_out_total"].any():
-        return "none made"
-    right = results["held_out_correct"][late] == results["held_out_total"][late]
-    return f"{100 * right.mean():.0f}% ({right.sum()} of {len(right)})"
 
 
 def row_of_ours(folder, columns):
@@ -77,9 +60,11 @@ def row_of_ours(folder, columns):
     return [score(results, column, at) for column in columns] + [best_at, *(share(results) for share in late)]
 
 
-def headings(columns, of_ours):
-    late = [f"{of_ours}all of (5,7) right from {LATE:,} on"] if "held_out" in columns else []
-    return [HEADINGS[column] for column in columns] + [f"{of_ours}best at iteration", *late]
+def headings(columns, of_ours, folders):
+    """folders: of the runs, for the pairs that these hold out."""
+    held_out = f"({' and '.join(dict.fromkeys(map(held_out_in, folders)))})"
+    late = [f"{of_ours}all of {held_out} right from {LATE:,} on"] if "held_out" in columns else []
+    return [HEADINGS.get(column, held_out) for column in columns] + [f"{of_ours}best at iteration", *late]
 
 
 def markdown(title, rows):
@@ -102,7 +87,7 @@ def made_on(folders):
 def table(grid, runs, suffix):
     """A table of the paper: {size: run folder} of one grid."""
     titles, columns, paper = TABLES[grid]
-    rows = [["model", "parameters", *headings(columns, "ours: ")]]
+    rows = [["model", "parameters", *headings(columns, "ours: ", runs.values())]]
     for size, folder in runs.items():
         params, *scores = paper[size]
         theirs = scores[suffix == "_wd"].split()
@@ -116,7 +101,7 @@ def search_table(root):
     """The search for the smallest model (section 3.2), of which the paper tells only the outcome: ours alone."""
     columns = TABLES["math"][1]
     folders = {n: root / f"math_mini_{n}" for n in range(1, 15)}
-    rows = [["n", *headings(columns, "")], *([str(n), *row_of_ours(folder, columns)] for n, folder in folders.items())]
+    rows = [["n", *headings(columns, "", folders.values())], *([str(n), *row_of_ours(folder, columns)] for n, folder in folders.items())]
     return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows) + made_on(folders.values())
 
 

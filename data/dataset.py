@@ -1,55 +1,29 @@
-"""A dataset on disk: train.bin and val.bin (uint16 token ids), meta.pkl (the vocabulary), train.txt.
+"""A dataset on disk: train.bin and val.bin (uint16 token ids), meta.pkl (vocabulary, held-out pairs), train.txt.
 
 The layout is nanoGPT's. Ends the program with one line if a file is missing or damaged.
 """
 
-import contextlib
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 
-from configurator import fail
+from study.files import write_files
+from study.settings import fail
 
 DATA_DIR = Path(__file__).resolve().parent
 
 
-def write_files(files):
-    """Writes {path: bytes}, all of them or none.
+def write_dataset(folder, text, held_out="none"):
+    """Writes `text` as the dataset in `folder`, which is made if it is not there.
 
-    Each goes to a temporary file beside its path and is synced; only when all are on the disk are
-    they renamed. If anything goes wrong before, what was there stays. Ends the program on OSError.
+    Validation data is the training data (section 3.1). held_out: the arithmetic pairs the text leaves out.
     """
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    try:
-        for path, content in files.items():
-            with open(temporary[path], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(temporary[path], path)
-    except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}; what was there before is unchanged")
-    finally:
-        for name in temporary.values():
-            with contextlib.suppress(OSError):
-                name.unlink()
-
-
-def append_to_file(path, text):
-    """Appends text in one write; ends the program on OSError."""
-    try:
-        with open(path, "ab", buffering=0) as file:
-            file.write(text.encode())
-    except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}")
-
-
-def write_dataset(folder, text):
-    """Writes `text` as the dataset in `folder`; validation data is the training data (section 3.1)."""
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make the folder {folder}: {error.strerror}")
     chars = sorted(set(text))
     stoi = {char: i for i, char in enumerate(chars)}
     tokens = np.array([stoi[char] for char in text], dtype=np.uint16).tobytes()
@@ -58,6 +32,7 @@ def write_dataset(folder, text):
         "itos": dict(enumerate(chars)),
         "stoi": stoi,
         "tokens": {"train": len(text), "val": len(text)},  # so that a cut .bin is noticed
+        "held_out": held_out,
     }
     write_files({
         folder / "train.bin": tokens,
@@ -68,6 +43,12 @@ def write_dataset(folder, text):
     print(f"{folder.name}: {len(text):,} characters")
     print(f"vocabulary: {len(chars)} ({''.join(chars)!r})")
     print(f"tokens: {len(text):,} for training, the same {len(text):,} for validation")
+
+
+def _prepare_again(dataset):
+    if (DATA_DIR / dataset / "prepare.py").exists():
+        return f"run python data/{dataset}/prepare.py"
+    return f"run the prepare.py that wrote it again, with --folder=data/{dataset}"
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -81,10 +62,10 @@ def read_meta(dataset):
     """(chars, meta) of data/<dataset>: the vocabulary as one string in the order of ids, and meta.pkl."""
     folder = DATA_DIR / dataset
     if not folder.is_dir() or dataset in ("", "."):
-        known = sorted(path.parent.name for path in DATA_DIR.glob("*/prepare.py"))
+        known = sorted({path.parent.name for name in ("prepare.py", "meta.pkl") for path in DATA_DIR.glob(f"*/{name}")})
         fail(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(known)}")
     if not (folder / "meta.pkl").exists():
-        fail(f"dataset '{dataset}' is not prepared: run python data/{dataset}/prepare.py")
+        fail(f"dataset '{dataset}' is not prepared: {_prepare_again(dataset)}")
     try:
         with open(folder / "meta.pkl", "rb") as file:
             meta = _PlainUnpickler(file).load()
@@ -92,8 +73,7 @@ def read_meta(dataset):
         if meta["stoi"] != {char: i for i, char in enumerate(chars)}:
             raise ValueError("stoi and itos disagree")
     except Exception as error:  # a damaged pickle can raise almost anything
-        fail(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): "
-             f"run python data/{dataset}/prepare.py")
+        fail(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): {_prepare_again(dataset)}")
     return chars, meta
 
 
@@ -101,7 +81,7 @@ def read_tokens(dataset, split, block_size):
     """The token ids of a split ("train" or "val") as an int64 array (n,), n > block_size."""
     _, meta = read_meta(dataset)
     name = f"data/{dataset}/{split}.bin"
-    again = f"run python data/{dataset}/prepare.py"
+    again = _prepare_again(dataset)
     try:
         raw = (DATA_DIR / dataset / f"{split}.bin").read_bytes()
     except OSError as error:

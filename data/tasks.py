@@ -9,8 +9,19 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-# The problems that no model is trained on (paper, section 3.1).
-HELD_OUT = {(5, "+", 7), (7, "+", 5), (5, "-", 7), (7, "-", 5)}
+# The pair whose sums and differences, in both orders, no model is trained on (paper, section 3.1).
+HELD_OUT = "5,7"
+
+# The order of the lines in the paper's training text. No seed is known to give it.
+PUBLISHED_ORDER = """\
+1-4 7-7 9-1 2+5 7+2 1-3 6+2 7+7 9+9 0+4 3+1 8+3 2-7 3-9 4-9 9-8 4-3 0-7 7-2 4+7 7+9 5+5 9+2 3-0 2-3 7+4 7+3 3-5
+7+8 8+2 5+0 4+3 3+2 9+5 9+3 2-0 9-4 8-6 8-3 2+7 8-1 1+1 9+6 0-5 7-0 1+0 8-4 3-6 1+6 6+9 3+5 2-2 3+4 6-8 9+1 6+8
+2-1 8-2 7+1 5-1 2-5 8-7 4+4 6+0 1+7 8+4 7-9 2+3 4-0 9-6 0-4 4+1 1-0 6-4 3+6 1-7 0+2 4+6 3-4 0+8 0+9 8+8 4+8 5+2
+3-7 7-1 4+9 4-1 1-1 1-9 6-6 0-3 3-3 9-0 9-2 9-9 9-3 0+7 5+4 8+7 3+7 6+1 1-5 0+0 6-3 3-8 0-1 2-8 2+8 5-0 1+5 2+4
+8+1 2+1 9-7 7+6 6-7 9-5 1+3 4+2 4-5 9+0 4-4 5+9 6+3 4-8 2+6 5-3 4-2 6+5 8-0 0+6 6-0 7-3 4-7 6+4 8-5 6-1 5-2 1+8
+5+1 1-6 5+3 3+9 5+6 0+5 2-4 1-8 8-9 2-9 6-2 2+0 0-9 2+9 5-6 6+7 4+0 0-8 5-4 7+0 5-9 5-8 0-2 0-6 8-8 7-4 5-5 3+0
+8+9 6-5 0+3 7-6 1-2 0+1 4-6 3+3 1+2 8+6 6-9 3-1 3-2 6+6 1+9 1+4 8+5 7-8 0-0 9+4 9+8 5+8 9+7 4+5 2+2 2-6 8+0 3+8
+"""
 
 # Country = capital, in the order of the training text.
 CAPITALS = """\
@@ -67,10 +78,14 @@ Zambia = Lusaka
 """
 
 
+# What problems count as in results.csv -> for people to read.
+GROUPS = {"add": "addition", "sub": "subtraction", "facts": "facts"}
+
+
 class Problem(NamedTuple):
     prompt: str
     answer: str
-    group: str  # "add", "sub" or "facts": the columns of results.csv it counts in
+    group: str  # one of GROUPS
     held_out: bool = False  # never trained on
     beyond: bool = False  # has an operand of two digits or more (paper, section 5.1)
 
@@ -83,16 +98,26 @@ class Task(NamedTuple):
     read_answer: Callable[[str], str]  # the answer in a sampled text, to compare with Problem.answer
 
 
-def arithmetic(max_operand=9):
+def parse_pairs(held_out):
+    """"3,4;1,8" as the set {(3, 4), (4, 3), (1, 8), (8, 1)}; "none" as the empty one. Raises ValueError."""
+    if held_out == "none":
+        return set()
+    if not re.fullmatch(r"[0-9],[0-9](;[0-9],[0-9])*", held_out):
+        raise ValueError(f"held_out='{held_out}' must be pairs of digits such as 5,7 or 3,4;1,8, or none")
+    pairs = [(int(pair[0]), int(pair[2])) for pair in held_out.split(";")]
+    return {pair for a, b in pairs for pair in ((a, b), (b, a))}
+
+
+def arithmetic(held_out=HELD_OUT, max_operand=9):
     """The task of all sums and differences of two operands from 0 to max_operand."""
+    held_out_pairs = parse_pairs(held_out)
     operands = range(max_operand + 1)
     problems = []
     for group, sign in (("add", "+"), ("sub", "-")):
         for a in operands:
             for b in operands:
                 answer = str(a + b if sign == "+" else a - b)
-                held_out = (a, sign, b) in HELD_OUT
-                problems.append(Problem(f"<{a}{sign}{b}=", answer, group, held_out, max(a, b) > 9))
+                problems.append(Problem(f"<{a}{sign}{b}=", answer, group, (a, b) in held_out_pairs, max(a, b) > 9))
     # 4 is the protocol's limit; operands of three digits and more need longer answers.
     max_new_tokens = max(4, *(len(problem.answer) for problem in problems))
     return Task("math", problems, max_new_tokens, ">", read_integer)
@@ -115,13 +140,20 @@ def read_first_line(completion):
     return completion.split("\n")[0].strip()
 
 
-def arithmetic_text():
-    """The arithmetic problems but the held-out ones: 196 shuffled lines of 9 characters."""
-    problems = [problem for problem in arithmetic().problems if not problem.held_out]
-    # Sorting by random() rather than shuffle(): Python promises the same random() in all versions.
-    rng = random.Random(1337)
-    problems.sort(key=lambda _: rng.random())
-    return "".join(f"{problem.prompt}{problem.answer}>".ljust(8) + "\n" for problem in problems)
+def arithmetic_text(line_seed=-1, held_out=HELD_OUT):
+    """The arithmetic problems but the held-out ones, a line of 9 characters each.
+
+    line_seed -1 is the published order, behind which the problems stand that it lacks; any other
+    seed shuffles all 200, so that the orders of two texts differ in the held-out lines alone.
+    """
+    problems = {problem.prompt[1:-1]: problem for problem in arithmetic(held_out).problems}
+    if line_seed == -1:
+        order = dict.fromkeys([*PUBLISHED_ORDER.split(), *problems])
+    else:
+        rng = random.Random(line_seed)  # Python promises the same random() in all versions, not the same shuffle()
+        order = sorted(problems, key=lambda _: rng.random())
+    lines = [problems[name] for name in order if not problems[name].held_out]
+    return "".join(f"{problem.prompt}{problem.answer}>".ljust(8) + "\n" for problem in lines)
 
 
 def capitals_text():
@@ -129,10 +161,10 @@ def capitals_text():
     return "".join(f"{problem.prompt}{problem.answer} \n" for problem in capitals().problems)
 
 
-def tasks_spelled_by(chars):
+def tasks_spelled_by(chars, held_out=HELD_OUT):
     """The tasks whose every prompt and answer can be written with these characters."""
     return [
         task
-        for task in (arithmetic(), capitals())
+        for task in (arithmetic(held_out), capitals())
         if all(set(p.prompt + p.answer + task.stop) <= set(chars) for p in task.problems)
     ]

@@ -1,4 +1,8 @@
-"""Writes the joint dataset: the arithmetic lines, then the capital cities."""
+"""Writes the joint dataset: the arithmetic lines, then the capital cities.
+
+    python data/both_math_and_facts/prepare.py
+    python data/both_math_and_facts/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/both_math_and_facts_other
+"""
 
 import sys
 from pathlib import Path
@@ -7,8 +11,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from any 
 
 from data.dataset import write_dataset
 from data.tasks import arithmetic_text, capitals_text
+from study.settings import configure, fail
 
-TEXT = arithmetic_text() + capitals_text()
+line_seed = -1  # shuffles the lines; -1: the published order
+held_out = "5,7"  # pairs whose sums and differences are left out, like 3,4 or 3,4;1,8, or none
+folder = ""  # where to write; beside this file unless set
+
+
+def text(line_seed=line_seed, held_out=held_out):
+    return arithmetic_text(line_seed, held_out) + capitals_text()
+
 
 if __name__ == "__main__":
-    write_dataset(Path(__file__).resolve().parent, TEXT)
+    cfg = configure(globals())
+    try:
+        content = text(cfg.line_seed, cfg.held_out)
+    except ValueError as error:
+        fail(error)
+    write_dataset(cfg.folder or Path(__file__).resolve().parent, content, cfg.held_out)

@@ -7,8 +7,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from any 
 
 from data.dataset import write_dataset
 from data.tasks import capitals_text
+from study.settings import configure
 
-TEXT = capitals_text()
+folder = ""  # where to write; beside this file unless set
+
+
+def text():
+    return capitals_text()
+
 
 if __name__ == "__main__":
-    write_dataset(Path(__file__).resolve().parent, TEXT)
+    cfg = configure(globals())
+    write_dataset(cfg.folder or Path(__file__).resolve().parent, text())

@@ -1,4 +1,4 @@
-"""The command line of every script: its settings, --help, and errors in one line.
+"""The command line of every script: its settings, their ranges, --help, and errors in one line.
 
 A script states each setting as an assignment with a comment,
 
@@ -11,12 +11,37 @@ ones winning: a name without dashes is a config file, Python that assigns to the
 
 import ast
 import difflib
+import math
 import os
 import signal
 import sys
 import traceback
 import types
 from pathlib import Path
+
+# What a setting may be, whichever script it belongs to: (lowest, highest), both allowed, or the possible values.
+BELOW_1 = math.nextafter(1, 0)
+POSITIVE = math.nextafter(0, 1)
+FINITE = sys.float_info.max
+RANGES = {
+    **dict.fromkeys(
+        "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd mlp_expansion eval_interval log_interval "
+        "num_samples max_new_tokens top_k blocks block_iters evals matrix_size".split(), (1, math.inf)),
+    **dict.fromkeys("learning_rate min_lr warmup_iters lr_decay_iters max_iters weight_decay grad_clip save_interval "
+                    "max_operand jobs".split(), (0, FINITE)),
+    **dict.fromkeys("dropout beta1 beta2".split(), (0, BELOW_1)),
+    "temperature": (POSITIVE, FINITE),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (-1, 2**32 - 1),
+    "line_seed": (-1, 2**32 - 1),
+}
+CHOICES = {
+    "init_from": ("scratch", "resume"),
+    "operation": ("addition", "subtraction", "both"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "compile": ("auto", True, False),
+    "cuda_graph": ("auto", True, False),
+}
 
 
 def fail(message, status=2):
@@ -33,8 +58,7 @@ def configure(*namespaces):
     that is the file's name without `train_`. Any mistake ends the program with status 2. From here
     on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, _: sys.exit(128 + signum))
+    _exit_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
     settings = {}  # name -> (default, meaning)
     for namespace in namespaces:
@@ -67,7 +91,21 @@ def configure(*namespaces):
     values = {key: default for key, (default, _) in settings.items()} | given
     if config_file and "out_dir" in settings and "out_dir" not in given:
         values["out_dir"] = config_file.stem.removeprefix("train_")
+    for key, value in values.items():
+        _require_range(key, value)
     return types.SimpleNamespace(**values)
+
+
+def _require_range(key, value):
+    """Ends the program if a setting has a value that nothing can work with."""
+    if key in CHOICES and value not in CHOICES[key]:
+        fail(f"{key}='{value}' is not one of {', '.join(map(str, CHOICES[key]))}")
+    if key in RANGES:
+        lowest, highest = RANGES[key]
+        if not value >= lowest:
+            fail(f"{key}={value} must be " + ("above 0" if lowest == POSITIVE else f"at least {lowest}"))
+        if value > highest:
+            fail(f"{key}={value} must be " + (f"at most {highest}" if type(value) is int else "below 1" if highest == BELOW_1 else "finite"))
 
 
 def stated_settings(script):
@@ -144,3 +182,24 @@ def _checked(settings, key, value, where):
         return value
     expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
     fail(f"{where}: '{key}' must be {expected[type(default)]}, like {default!r}, not {value!r}")
+
+
+def catch_stop():
+    """From here on a first Ctrl-C or SIGTERM only asks to stop; a second one ends the program.
+
+    Returns the list that the first one's number is put into.
+    """
+    asked = []
+
+    def ask(signum, _):
+        asked.append(signum)
+        _exit_on_signals()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, ask)
+    return asked
+
+
+def _exit_on_signals():
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, _: sys.exit(128 + signum))

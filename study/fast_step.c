@@ -1,0 +1,650 @@
+/*
+Training updates of the study's small models, written out by hand: a GPT with one layer, one head, no
+biases and no dropout, trained by AdamW. The same mathematics as model.py and autograd, arranged so
+that almost nothing is computed twice and everything stays in the cache:
+
+  - With one layer, what the model says after tokens 0 to t of a window depends on these tokens alone.
+    The distinct windows of a batch, sorted, form a tree of such contexts. Each context is computed
+    once and weighs as often as it came.
+  - Before the attention a position knows only itself and its token, so residual, query, key and value
+    come from a table over (position, token).
+  - A weighted mean of projected values is the projected weighted mean, so the projection of the
+    attention's output is part of the values in the table.
+  - The gain of a layer norm multiplies what the next matrix reads, so it is folded into that matrix.
+  - After the attention, contexts do not meet: L of them are taken side by side, one feature of all of
+    them being a row, so that every loop is over full vectors.
+
+Every sum has one order, whatever the compiler and the width of its vectors: sums over features, keys
+and contexts run one term after the other, the lanes of a vector belong to different sums, and each
+term is added by one fused multiply-add. So the same weights and batches give the same bytes on every
+machine with IEEE arithmetic, as long as the compiler does not contract or reorder (fast_step.py says
+with which flags).
+
+Constants, given by fast_step.py: T block_size, V vocab_size, C n_embd, H the hidden width of the MLP,
+and real, which is float (or double, to compare with autograd).
+*/
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, REGISTERS = 32 };
+#elif defined(__AVX__) && defined(__FMA__)
+enum { VECTOR_BYTES = 32, REGISTERS = 16 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, REGISTERS = 32 };
+#else
+enum { VECTOR_BYTES = 16, REGISTERS = 16 };
+#endif
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+enum {
+    W = VECTOR_BYTES / sizeof(real), // lanes of a vector
+    L = 64,                          // contexts side by side
+    J = L / W,                       // vectors of a row of L
+    P = T * V,                       // rows of the table: (position, token)
+    C4 = (C + 3) / 4 * 4, // C, H and T as multiples of 4
+    H4 = (H + 3) / 4 * 4,
+    T4 = (T + 3) / 4 * 4,
+    CV = (C4 + W - 1) / W, // vectors that hold as many numbers; what is over stays 0
+    HV = (H4 + W - 1) / W,
+    TV = (T4 + W - 1) / W,
+};
+typedef __typeof__((vec){0} < (vec){0}) mask;
+typedef union { vec v[J]; real x[L]; } row;            // one feature of L contexts
+typedef union { vec v[CV]; real x[CV * W]; } features; // all features of one context
+typedef union { vec v[HV]; real x[HV * W]; } hidden;
+typedef union { vec v[TV]; real x[TV * W]; } keys;     // one number for each position
+
+// The model's parameters, and their gradients, in the order of fast_step.py.
+typedef struct {
+    real wte[V][C], wpe[T][C], attn[3 * C][C], proj[C][C], fc[H][C], mlp_proj[C][H], ln_1[C], ln_2[C], ln_f[C];
+} Params;
+enum { SIZE = sizeof(Params) / sizeof(real), DECAYED = SIZE - 3 * C };
+
+#define EACH(i, n) for (int i = 0; i < (n); i++)
+#if defined(__clang__)
+#define FLAT EACH
+#else
+#define FLAT(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++) // a few steps, written out: arrays become registers
+#endif
+#define INLINE static inline __attribute__((always_inline)) // with constant sizes: loops become registers
+
+// ---------------------------------------------------------------------------- numbers
+
+INLINE vec all(real x) { return x - (vec){0}; }
+
+// Keeps x in a register for its several uses; gcc would load it for each of them.
+INLINE vec loaded(vec x) {
+#if defined(__AVX__)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
+// a b + c, rounded once, and the square root: what vectors of plain C lack.
+#if defined(__AVX512F__)
+INLINE vec fma_(vec a, vec b, vec c) {
+    return sizeof(real) == 4 ? (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c) : (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)_mm512_sqrt_ps((__m512)x) : (vec)_mm512_sqrt_pd((__m512d)x); }
+#elif defined(__AVX__) && defined(__FMA__)
+INLINE vec fma_(vec a, vec b, vec c) {
+    return sizeof(real) == 4 ? (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c) : (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)_mm256_sqrt_ps((__m256)x) : (vec)_mm256_sqrt_pd((__m256d)x); }
+#elif defined(__aarch64__)
+INLINE vec fma_(vec a, vec b, vec c) {
+    return sizeof(real) == 4 ? (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b) : (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)vsqrtq_f32((float32x4_t)x) : (vec)vsqrtq_f64((float64x2_t)x); }
+#else // one lane after the other: slow, the same bytes
+INLINE vec fma_(vec a, vec b, vec c) {
+    EACH(l, W) c[l] = sizeof(real) == 4 ? __builtin_fmaf(a[l], b[l], c[l]) : __builtin_fma(a[l], b[l], c[l]);
+    return c;
+}
+INLINE vec sqrt_(vec x) {
+    EACH(l, W) x[l] = sizeof(real) == 4 ? __builtin_sqrtf(x[l]) : __builtin_sqrt(x[l]);
+    return x;
+}
+#endif
+
+#define PICK(mask, a, b) ((__typeof__(a))(((mask) & (__typeof__(mask))(a)) | (~(mask) & (__typeof__(mask))(b))))
+
+// exp(x) for x <= 0, within 2 units in the last place.
+INLINE vec exp_(vec x) {
+    if (sizeof(real) == 8) {
+        EACH(l, W) x[l] = exp(x[l]);
+        return x;
+    }
+    // x = n ln 2 + r with |r| <= ln 2 / 2: 1.5 * 2^23 rounds x / ln 2 to n and leaves n in the low bits.
+    typedef int bits __attribute__((vector_size(VECTOR_BYTES)));
+    vec shifted = fma_(x, all((real)1.44269504), all((real)12582912)), n = shifted - (real)12582912;
+    vec r = fma_(n, all((real)-0.693359375), x);
+    r = fma_(n, all((real)2.12194440e-4), r);
+    vec p = all((real)1.9875691500e-4); // Cephes, expf
+    p = fma_(p, r, all((real)1.3981999507e-3));
+    p = fma_(p, r, all((real)8.3334519073e-3));
+    p = fma_(p, r, all((real)4.1665795894e-2));
+    p = fma_(p, r, all((real)1.6666665459e-1));
+    p = fma_(p, r, all((real)5.0000001201e-1));
+    p = fma_(p * r, r, r) + 1;
+    bits power = ((bits)shifted << 23) + (127 << 23); // 2^n: what is above the low bits is shifted out
+    return (vec)((bits)(p * (vec)power) & (bits)(x > (real)-87));
+}
+
+// GELU (exact) and its slope.
+INLINE void gelu(vec x, vec *y, vec *slope) {
+    vec density = exp_(x * x * (real)-0.5), below; // below: the normal distribution function of -|x|
+    if (sizeof(real) == 8) {
+        EACH(l, W) below[l] = erfc(fabs(x[l]) * 0.70710678118654752) / 2;
+    } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7
+        vec t = 1 / fma_(PICK(x < 0, -x, x), all((real)0.23164189), all(1));
+        below = fma_(t, all((real)1.061405429), all((real)-1.453152027));
+        below = fma_(t, below, all((real)1.421413741));
+        below = fma_(t, below, all((real)-0.284496736));
+        below = fma_(t, below, all((real)0.254829592));
+        below = below * t * density * (real)0.5;
+    }
+    vec phi = PICK(x < 0, below, 1 - below);
+    *y = x * phi;
+    *slope = fma_(x * density, all((real)0.39894228040143268), phi);
+}
+
+// ---------------------------------------------------------------------------- four rows at once
+
+typedef real quad __attribute__((vector_size(4 * sizeof(real))));
+#define LANES(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+
+INLINE void transpose_quads(quad q[4]) {
+    quad a = LANES(q[0], q[1], 0, 4, 1, 5), b = LANES(q[2], q[3], 0, 4, 1, 5);
+    quad c = LANES(q[0], q[1], 2, 6, 3, 7), d = LANES(q[2], q[3], 2, 6, 3, 7);
+    q[0] = LANES(a, b, 0, 1, 4, 5);
+    q[1] = LANES(a, b, 2, 3, 6, 7);
+    q[2] = LANES(c, d, 0, 1, 4, 5);
+    q[3] = LANES(c, d, 2, 3, 6, 7);
+}
+
+// out[i][k] = in[k][i] for n rows of in, a multiple of 4: strides in numbers.
+INLINE void transpose4(int n, const real *a, const real *b, const real *c, const real *d, real *out, int stride) {
+    for (int i = 0; i < n; i += 4) {
+        quad q[4] = {*(const quad *)(a + i), *(const quad *)(b + i), *(const quad *)(c + i), *(const quad *)(d + i)};
+        transpose_quads(q);
+        FLAT(j, 4) *(quad *)(out + (i + j) * stride) = q[j];
+    }
+}
+// L contexts, the features of each together, to rows of one feature each; n = C4 or H4, stride: numbers between contexts.
+INLINE void to_rows(int n, const real *x, int stride, row *y) {
+    for (int l = 0; l < L; l += 4) {
+        const real *at = x + l * stride;
+        transpose4(n, at, at + stride, at + 2 * stride, at + 3 * stride, &y[0].x[l], L);
+    }
+}
+INLINE void from_rows(int n, const row *y, real *x, int stride) {
+    for (int c = 0; c < n; c += 4) transpose4(L, y[c].x, y[c + 1].x, y[c + 2].x, y[c + 3].x, x + c, stride);
+}
+
+// Sums, or maxima, over the keys of R <= 4 queries: halves are joined until one number is left.
+INLINE quad join(int R, const keys *k, int maximum) {
+#define JOIN(a, b) (maximum ? (quad)PICK((a) > (b), a, b) : (a) + (b))
+    enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 };
+    quad part[4] = {0};
+    FLAT(i, R) {
+        quad q[N];
+        FLAT(j, N) q[j] = *(const quad *)(k[i].x + 4 * j);
+        FLAT(step, 6) FLAT(j, POWER >> (step + 1)) if (j + (POWER >> (step + 1)) < N) q[j] = JOIN(q[j], q[j + (POWER >> (step + 1))]);
+        part[i] = q[0];
+    }
+    transpose_quads(part);
+    quad a = JOIN(part[0], part[2]), b = JOIN(part[1], part[3]);
+    return JOIN(a, b);
+}
+
+// ---------------------------------------------------------------------------- matrix products
+
+// y = w x (+ base): R of the rows of w (M, K), x (K, L), y (M, L).
+INLINE void matmul_rows(int R, int K, const real *w, const row *x, row *y, const row *base) {
+    enum { S = REGISTERS == 32 && J >= 4 ? 4 : 2 };
+    for (int j = 0; j < J; j += S) {
+        vec acc[4][S];
+        FLAT(i, R) FLAT(s, S) acc[i][s] = base ? base[i].v[j + s] : all(0);
+        EACH(k, K) {
+            vec xk[S];
+            FLAT(s, S) xk[s] = loaded(x[k].v[j + s]);
+            FLAT(i, R) {
+                vec wik = all(w[i * K + k]);
+                FLAT(s, S) acc[i][s] = fma_(wik, xk[s], acc[i][s]);
+            }
+        }
+        FLAT(i, R) FLAT(s, S) y[i].v[j + s] = acc[i][s];
+    }
+}
+INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row *base) {
+    int i = 0;
+    for (; i + 4 <= M; i += 4) matmul_rows(4, K, w + i * K, x, y + i, base ? base + i : 0);
+    if (M % 4) matmul_rows(M % 4, K, w + i * K, x, y + i, base ? base + i : 0);
+}
+
+// dw += a b: R of the rows of dw (M, KV vectors), a (M, L), b (L, KV vectors).
+INLINE void outer_rows(int R, int S, int KV, const row *a, const vec *b, vec *dw) {
+    vec acc[8][4];
+    FLAT(i, R) FLAT(s, S) acc[i][s] = dw[i * KV + s];
+    EACH(l, L) {
+        vec bl[4];
+        FLAT(s, S) bl[s] = loaded(b[l * KV + s]);
+        FLAT(i, R) {
+            vec ail = all(a[i].x[l]);
+            FLAT(s, S) acc[i][s] = fma_(ail, bl[s], acc[i][s]);
+        }
+    }
+    FLAT(i, R) FLAT(s, S) dw[i * KV + s] = acc[i][s];
+}
+INLINE void outer_columns(int S, int M, int KV, const row *a, const vec *b, vec *dw) {
+    enum { LARGEST = REGISTERS / 2 };
+    int R = LARGEST / S > 8 ? 8 : LARGEST / S, i = 0;
+    for (; i + R <= M; i += R) outer_rows(R, S, KV, a + i, b, dw + i * KV);
+    if (M % R) outer_rows(M % R, S, KV, a + i, b, dw + i * KV);
+}
+INLINE void outer(int M, int KV, const row *a, const vec *b, vec *dw) {
+    enum { MOST = REGISTERS == 32 ? 4 : 2 };
+    int S = KV < MOST ? KV : MOST, s = 0;
+    for (; s + S <= KV; s += S) outer_columns(S, M, KV, a, b + s, dw + s);
+    if (KV % S) outer_columns(KV % S, M, KV, a, b + s, dw + s);
+}
+
+INLINE void transpose(int M, int K, const real *w, real *out) { EACH(i, M) EACH(k, K) out[k * M + i] = w[i * K + k]; }
+
+// ---------------------------------------------------------------------------- layer norm, without its gain
+
+// y = (x - mean) / sqrt(variance + 1e-5) of each context; rstd: that factor.
+INLINE void norm_forward(const row *x, row *y, row *rstd) {
+    EACH(j, J) {
+        vec mean = all(0), variance = all(0);
+        EACH(c, C) mean += x[c].v[j];
+        mean *= (real)1 / C;
+        EACH(c, C) {
+            vec d = x[c].v[j] - mean;
+            variance = fma_(d, d, variance);
+        }
+        vec r = 1 / sqrt_(variance * ((real)1 / C) + (real)1e-5);
+        EACH(c, C) y[c].v[j] = (x[c].v[j] - mean) * r;
+        rstd->v[j] = r;
+    }
+}
+// dx += the gradient through norm_forward, of which y and rstd are.
+INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx) {
+    EACH(j, J) {
+        vec mean = all(0), along = all(0);
+        EACH(c, C) {
+            mean += dy[c].v[j];
+            along = fma_(dy[c].v[j], y[c].v[j], along);
+        }
+        mean *= (real)1 / C;
+        along *= (real)-1 / C;
+        EACH(c, C) dx[c].v[j] = fma_(fma_(y[c].v[j], along, dy[c].v[j] - mean), rstd->v[j], dx[c].v[j]);
+    }
+}
+
+// ---------------------------------------------------------------------------- the tree of a batch
+
+typedef struct {
+    int n_windows, n_contexts, n_targets, positions; // positions: batch * T, what the weights are shares of
+    struct { const int *tokens; int from, context; } *window; // its contexts at positions from to T - 1 are new; the first of them
+    struct { int count, target; } *context;                   // how often it came; the first of its targets
+    struct { int token, count, next; } *target;               // a token that followed a context, and how often
+    keys *weights;                                            // attention weights of each context
+    features *x;                                              // residual after the attention, then its gradient
+} Tree;
+
+// distinct (n, T + 1): the data's windows, sorted; prefix[i]: tokens that window i begins with like window i - 1.
+static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix, const int *count) {
+    int last[T], last_target[T], same = 0; // of the window before: its contexts and their targets
+    tree->n_windows = tree->n_contexts = tree->n_targets = 0;
+    EACH(i, n) {
+        same = prefix[i] < same ? prefix[i] : same;
+        if (!count[i]) continue;
+        const int *tokens = distinct + i * (T + 1);
+        for (int t = same; t < T; t++) {
+            last[t] = tree->n_contexts++;
+            tree->context[last[t]].count = 0;
+            tree->context[last[t]].target = -1;
+        }
+        for (int t = same ? same - 1 : 0; t < T; t++) {
+            int target = last_target[t] = tree->n_targets++;
+            tree->target[target].token = tokens[t + 1];
+            tree->target[target].count = 0;
+            tree->target[target].next = tree->context[last[t]].target;
+            tree->context[last[t]].target = target;
+        }
+        EACH(t, T) {
+            tree->context[last[t]].count += count[i];
+            tree->target[last_target[t]].count += count[i];
+        }
+        if (same < T) {
+            tree->window[tree->n_windows].tokens = tokens;
+            tree->window[tree->n_windows].from = same;
+            tree->window[tree->n_windows++].context = last[same];
+        }
+        same = T + 1;
+    }
+}
+
+// ---------------------------------------------------------------------------- the layers
+
+typedef struct { features x, q, k, v; } Entry;
+static Entry table[P + L], dtable[P + L]; // what each (position, token) is before the attention, and the gradient
+
+static struct { // matrices with the gains, the projection and the scale of the scores folded in, and their transposes
+    real qkv[3 * C][C], qkv_t[3 * C][C], fc[H][C], fc_t[C][H], mlp_proj_t[H][C], head[V][C], head_t[C][V], value[C][C];
+} folded;
+static struct { features qkv[3 * C], fc[H], head[V]; hidden mlp_proj[C]; } dfolded;
+
+static void fold(const Params *p) {
+    real scale = 1 / (real)__builtin_sqrt(C);
+    EACH(i, C) EACH(c, C) {
+        real s = 0;
+        EACH(k, C) s += p->proj[i][k] * p->attn[2 * C + k][c];
+        folded.value[i][c] = s;
+        folded.qkv[i][c] = p->attn[i][c] * p->ln_1[c] * scale;
+        folded.qkv[C + i][c] = p->attn[C + i][c] * p->ln_1[c];
+        folded.qkv[2 * C + i][c] = s * p->ln_1[c];
+    }
+    EACH(i, H) EACH(c, C) folded.fc[i][c] = p->fc[i][c] * p->ln_2[c];
+    EACH(v, V) EACH(c, C) folded.head[v][c] = p->wte[v][c] * p->ln_f[c];
+    EACH(i, 3) transpose(C, C, folded.qkv[i * C], folded.qkv_t[i * C]);
+    transpose(H, C, folded.fc[0], folded.fc_t[0]);
+    transpose(C, H, p->mlp_proj[0], folded.mlp_proj_t[0]);
+    transpose(V, C, folded.head[0], folded.head_t[0]);
+}
+// The parameters' gradients from those of the folded matrices; adds to g->wte.
+static void unfold(const Params *p, Params *g) {
+    real scale = 1 / (real)__builtin_sqrt(C), dvalue[C][C];
+    EACH(i, C) EACH(c, C) {
+        real q = dfolded.qkv[i].x[c] * scale, k = dfolded.qkv[C + i].x[c], v = dfolded.qkv[2 * C + i].x[c];
+        g->attn[i][c] = q * p->ln_1[c];
+        g->attn[C + i][c] = k * p->ln_1[c];
+        g->ln_1[c] += q * p->attn[i][c] + k * p->attn[C + i][c] + v * folded.value[i][c];
+        dvalue[i][c] = v * p->ln_1[c];
+    }
+    EACH(i, C) EACH(j, C) EACH(c, C) {
+        g->attn[2 * C + j][c] += p->proj[i][j] * dvalue[i][c];
+        g->proj[i][j] += dvalue[i][c] * p->attn[2 * C + j][c];
+    }
+    EACH(i, H) EACH(c, C) {
+        g->fc[i][c] = dfolded.fc[i].x[c] * p->ln_2[c];
+        g->ln_2[c] += dfolded.fc[i].x[c] * p->fc[i][c];
+        g->mlp_proj[c][i] = dfolded.mlp_proj[c].x[i];
+    }
+    EACH(v, V) EACH(c, C) {
+        g->wte[v][c] += dfolded.head[v].x[c] * p->ln_f[c];
+        g->ln_f[c] += dfolded.head[v].x[c] * p->wte[v][c];
+    }
+}
+
+// Embeddings, first layer norm, queries, keys and values of L (position, token) from r0 on.
+static void table_forward(const Params *p, int r0) {
+    static row x[C4], y[C4], qkv[3][C4], rstd;
+    EACH(l, L) EACH(c, C) table[r0 + l].x.x[c] = p->wte[(r0 + l) % V][c] + p->wpe[(r0 + l) / V % T][c];
+    to_rows(C4, table[r0].x.x, sizeof(Entry) / sizeof(real), x);
+    norm_forward(x, y, &rstd);
+    EACH(i, 3) matmul(C, C, folded.qkv[i * C], y, qkv[i], 0);
+    from_rows(C4, qkv[0], table[r0].q.x, sizeof(Entry) / sizeof(real));
+    from_rows(C4, qkv[1], table[r0].k.x, sizeof(Entry) / sizeof(real));
+    from_rows(C4, qkv[2], table[r0].v.x, sizeof(Entry) / sizeof(real));
+}
+static void table_backward(Params *g, int r0) {
+    static row x[C4], y[C4], dx[C4], dy[C4], dqkv[3][C4], rstd;
+    static features y_t[L];
+    to_rows(C4, table[r0].x.x, sizeof(Entry) / sizeof(real), x);
+    to_rows(C4, dtable[r0].x.x, sizeof(Entry) / sizeof(real), dx);
+    to_rows(C4, dtable[r0].q.x, sizeof(Entry) / sizeof(real), dqkv[0]);
+    to_rows(C4, dtable[r0].k.x, sizeof(Entry) / sizeof(real), dqkv[1]);
+    to_rows(C4, dtable[r0].v.x, sizeof(Entry) / sizeof(real), dqkv[2]);
+    norm_forward(x, y, &rstd);
+    from_rows(C4, y, y_t[0].x, CV * W);
+    EACH(i, 3) {
+        outer(C, CV, dqkv[i], y_t[0].v, dfolded.qkv[i * C].v);
+        matmul(C, C, folded.qkv_t[i * C], dqkv[i], dy, i ? dy : 0);
+    }
+    norm_backward(dy, y, &rstd, dx);
+    from_rows(C4, dx, y_t[0].x, CV * W);
+    for (int r = r0; r < r0 + L && r < P; r++) EACH(c, C) {
+        g->wte[r % V][c] += y_t[r - r0].x[c];
+        g->wpe[r / V][c] += y_t[r - r0].x[c];
+    }
+}
+
+static mask causal[T][TV]; // causal[t]: all bits set for the keys up to t
+
+// Keys or values of the window at hand as columns[feature][position]; those of positions before `from` are there already.
+#define SET_COLUMNS(columns, what, entry, from) \
+    for (int k = (from) / 4 * 4; k < T; k += 4) \
+        transpose4(C4, entry[k]->what.x, entry[k + 1]->what.x, entry[k + 2]->what.x, entry[k + 3]->what.x, &columns[0].x[k], TV * W)
+
+// R queries of a window from position t on, weighed over its positions: weights and residual of R contexts.
+INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, keys *weights, features *x) {
+    keys score[4];
+    FLAT(i, R) FLAT(s, TV) score[i].v[s] = all(0);
+    EACH(c, C) FLAT(i, R) {
+        vec q = all(entry[t + i]->q.x[c]);
+        FLAT(s, TV) score[i].v[s] = fma_(q, key[c].v[s], score[i].v[s]);
+    }
+    FLAT(i, R) FLAT(s, TV) score[i].v[s] = PICK(causal[t + i][s], score[i].v[s], all(-1e30));
+    quad top = join(R, score, 1);
+    FLAT(i, R) FLAT(s, TV) score[i].v[s] = (vec)((mask)exp_(score[i].v[s] - all(top[i])) & causal[t + i][s]);
+    quad share = 1 / join(R, score, 0);
+    FLAT(i, R) FLAT(s, TV) weights[i].v[s] = score[i].v[s] * all(share[i]);
+    vec out[4][CV];
+    FLAT(i, R) FLAT(s, CV) out[i][s] = entry[t + i]->x.v[s];
+    EACH(k, t + R) {
+        vec value[CV];
+        FLAT(s, CV) value[s] = loaded(entry[k]->v.v[s]);
+        FLAT(i, R) FLAT(s, CV) out[i][s] = fma_(all(weights[i].x[k]), value[s], out[i][s]);
+    }
+    FLAT(i, R) FLAT(s, CV) x[i].v[s] = out[i][s];
+}
+// dx: the gradient of the residual of R contexts, which goes on to the table.
+INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *const *dentry, const keys *value, const keys *weights, const features *dx) {
+    keys ds[4];
+    FLAT(i, R) FLAT(s, TV) ds[i].v[s] = all(0);
+    EACH(c, C) FLAT(i, R) {
+        vec d = all(dx[i].x[c]);
+        FLAT(s, TV) ds[i].v[s] = fma_(d, value[c].v[s], ds[i].v[s]);
+    }
+    keys product[4];
+    FLAT(i, R) FLAT(s, TV) product[i].v[s] = ds[i].v[s] * weights[i].v[s];
+    quad along = join(R, product, 0);
+    FLAT(i, R) FLAT(s, TV) ds[i].v[s] = (ds[i].v[s] - all(along[i])) * weights[i].v[s];
+    vec dq[4][CV], q[4][CV], d[4][CV];
+    FLAT(i, R) FLAT(s, CV) dq[i][s] = all(0), q[i][s] = loaded(entry[t + i]->q.v[s]), d[i][s] = loaded(dx[i].v[s]);
+    EACH(k, t + R) {
+        vec key[CV];
+        FLAT(s, CV) key[s] = loaded(entry[k]->k.v[s]);
+        FLAT(i, R) FLAT(s, CV) dq[i][s] = fma_(all(ds[i].x[k]), key[s], dq[i][s]);
+    }
+    EACH(k, t + R) {
+        FLAT(s, CV) {
+            vec dk = dentry[k]->k.v[s];
+            FLAT(i, R) dk = fma_(all(ds[i].x[k]), q[i][s], dk);
+            dentry[k]->k.v[s] = dk;
+        }
+    }
+    EACH(k, t + R) {
+        FLAT(s, CV) {
+            vec dv = dentry[k]->v.v[s];
+            FLAT(i, R) dv = fma_(all(weights[i].x[k]), d[i][s], dv);
+            dentry[k]->v.v[s] = dv;
+        }
+    }
+    FLAT(i, R) FLAT(s, CV) dentry[t + i]->q.v[s] += dq[i][s], dentry[t + i]->x.v[s] += d[i][s];
+}
+
+static void attention_forward(Tree *tree) {
+    static keys key[C4];
+    EACH(i, tree->n_windows) {
+        int from = tree->window[i].from, n = tree->window[i].context, t = from;
+        const Entry *entry[T4];
+        EACH(k, T4) entry[k] = k < T ? &table[k * V + tree->window[i].tokens[k]] : entry[T - 1];
+        SET_COLUMNS(key, k, entry, from);
+        for (; t + 4 <= T; t += 4, n += 4) attend(4, t, entry, key, tree->weights + n, tree->x + n);
+        if (T - t == 3) attend(3, t, entry, key, tree->weights + n, tree->x + n);
+        if (T - t == 2) attend(2, t, entry, key, tree->weights + n, tree->x + n);
+        if (T - t == 1) attend(1, t, entry, key, tree->weights + n, tree->x + n);
+    }
+}
+static void attention_backward(Tree *tree) {
+    static keys value[C4];
+    EACH(i, tree->n_windows) {
+        int from = tree->window[i].from, n = tree->window[i].context, t = from;
+        const Entry *entry[T4];
+        Entry *dentry[T];
+        EACH(k, T) entry[k] = &table[k * V + tree->window[i].tokens[k]], dentry[k] = &dtable[k * V + tree->window[i].tokens[k]];
+        for (int k = T; k < T4; k++) entry[k] = entry[T - 1];
+        SET_COLUMNS(value, v, entry, from);
+        for (; t + 4 <= T; t += 4, n += 4) attend_backward(4, t, entry, dentry, value, tree->weights + n, tree->x + n);
+        if (T - t == 3) attend_backward(3, t, entry, dentry, value, tree->weights + n, tree->x + n);
+        if (T - t == 2) attend_backward(2, t, entry, dentry, value, tree->weights + n, tree->x + n);
+        if (T - t == 1) attend_backward(1, t, entry, dentry, value, tree->weights + n, tree->x + n);
+    }
+}
+
+// From the residual after the attention to the loss of L contexts from n0 on, and back to that residual.
+static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
+    static row x[C4], y[C4], z[H], gz[H4], slope[H], dz[H], x2[C], f[C4], d[C], dx[C4], o[V], rstd, rstd_f, weight;
+    static features y_t[L], f_t[L];
+    static hidden gz_t[L];
+    int n = tree->n_contexts - n0 < L ? tree->n_contexts - n0 : L;
+    double loss = 0;
+    EACH(l, L) weight.x[l] = l < n ? tree->context[n0 + l].count / (real)tree->positions : 0;
+    to_rows(C4, tree->x[n0].x, CV * W, x);
+
+    norm_forward(x, y, &rstd);
+    matmul(H, C, folded.fc[0], y, z, 0);
+    EACH(i, H) EACH(j, J) gelu(z[i].v[j], &gz[i].v[j], &slope[i].v[j]);
+    matmul(C, H, p->mlp_proj[0], gz, x2, x);
+    norm_forward(x2, f, &rstd_f);
+    matmul(V, C, folded.head[0], f, o, 0);
+    EACH(j, J) { // softmax, then the gradient by the logits: weight * (probability - share of the targets)
+        vec top = o[0].v[j], sum = all(0);
+        EACH(v, V) top = PICK(o[v].v[j] > top, o[v].v[j], top);
+        EACH(v, V) {
+            o[v].v[j] = exp_(o[v].v[j] - top);
+            sum += o[v].v[j];
+        }
+        sum = weight.v[j] / sum;
+        EACH(v, V) o[v].v[j] *= sum;
+    }
+    EACH(l, n) for (int i = tree->context[n0 + l].target; i >= 0; i = tree->target[i].next) {
+        int v = tree->target[i].token;
+        real share = tree->target[i].count / (real)tree->positions;
+        if (want_loss) loss -= share * log((double)o[v].x[l] / weight.x[l]);
+        o[v].x[l] -= share;
+    }
+
+    from_rows(C4, y, y_t[0].x, CV * W);
+    from_rows(C4, f, f_t[0].x, CV * W);
+    from_rows(H4, gz, gz_t[0].x, HV * W);
+    outer(V, CV, o, f_t[0].v, dfolded.head[0].v);
+    matmul(C, V, folded.head_t[0], o, d, 0);
+    memset(dx, 0, sizeof dx);
+    norm_backward(d, f, &rstd_f, dx);
+    outer(C, HV, dx, gz_t[0].v, dfolded.mlp_proj[0].v);
+    matmul(H, C, folded.mlp_proj_t[0], dx, dz, 0);
+    EACH(i, H) EACH(j, J) dz[i].v[j] *= slope[i].v[j];
+    outer(H, CV, dz, y_t[0].v, dfolded.fc[0].v);
+    matmul(C, H, folded.fc_t[0], dz, d, 0);
+    norm_backward(d, y, &rstd, dx);
+    from_rows(C4, dx, tree->x[n0].x, CV * W);
+    return loss;
+}
+
+// ---------------------------------------------------------------------------- one update
+
+// The gradient g of the mean cross-entropy over a batch; returns that loss if it is wanted.
+static double gradient(const Params *p, Params *g, Tree *tree, int want_loss) {
+    double loss = 0;
+    memset(g, 0, sizeof *g);
+    memset(dtable, 0, sizeof dtable);
+    memset(&dfolded, 0, sizeof dfolded);
+    fold(p);
+    for (int r = 0; r < P; r += L) table_forward(p, r);
+    attention_forward(tree);
+    for (int n = 0; n < tree->n_contexts; n += L) loss += mlp_and_head(p, tree, n, want_loss);
+    attention_backward(tree);
+    for (int r = 0; r < P; r += L) table_backward(g, r);
+    unfold(p, g);
+    return loss;
+}
+
+static double power(double x, int n) { // not pow(), whose last bit is the library's own
+    double result = 1;
+    for (; n; n /= 2, x *= x) result *= n % 2 ? x : 1;
+    return result;
+}
+
+// Clips g by its norm, as torch.nn.utils.clip_grad_norm_, and steps as torch.optim.AdamW; step counts from 1.
+static void adamw(real *p, const real *g, real *m, real *v, int step, double lr, double beta1, double beta2, double weight_decay, double grad_clip) {
+    double squares = 0;
+    EACH(i, SIZE) squares += (double)g[i] * g[i];
+    double clip = grad_clip > 0 ? grad_clip / (__builtin_sqrt(squares) + 1e-6) : 1;
+    real scale = clip < 1 ? clip : 1, keep = 1 - lr * weight_decay, new1 = 1 - beta1, new2 = 1 - beta2;
+    real rate = lr / (1 - power(beta1, step)), root = __builtin_sqrt(1 - power(beta2, step));
+    EACH(i, DECAYED) p[i] *= keep;
+    EACH(i, SIZE) {
+        real d = g[i] * scale;
+        m[i] += (d - m[i]) * new1;
+        v[i] += (d * d - v[i]) * new2;
+        real rms = sizeof(real) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+        p[i] -= rate * m[i] / (rms / root + (real)1e-8);
+    }
+}
+
+// The vectors this was compiled for; "" without a fused multiply-add, where PyTorch is faster.
+const char *vector_unit(void) {
+#if defined(__AVX512F__)
+    return "AVX-512";
+#elif defined(__AVX__) && defined(__FMA__)
+    return "AVX2";
+#elif defined(__aarch64__)
+    return "NEON";
+#else
+    return "";
+#endif
+}
+
+/*
+Makes `updates` updates; returns the loss of the last one's batch (nats per token), or -1 without the memory.
+
+p, m, v: parameters and AdamW's moments, changed in place; g: the last gradient. done: updates before these.
+indices (updates, batch): rows of `distinct` (n, T + 1), the data's windows, sorted; prefix (n,): see grow_tree.
+*/
+double train(real *p, real *g, real *m, real *v, int updates, int batch, const int *indices, const double *lr, int done,
+             int n, const int *distinct, const int *prefix, double beta1, double beta2, double weight_decay, double grad_clip) {
+    int windows = batch < n ? batch : n, contexts = (windows * T + L - 1) / L * L;
+    Tree tree = {.positions = batch * T};
+    int *count = malloc(n * sizeof *count);
+    tree.window = malloc(windows * sizeof *tree.window);
+    tree.context = malloc(contexts * sizeof *tree.context);
+    tree.target = malloc(contexts * sizeof *tree.target);
+    tree.weights = aligned_alloc(64, contexts * sizeof *tree.weights);
+    tree.x = aligned_alloc(64, contexts * sizeof *tree.x);
+    EACH(t, T) EACH(k, TV * W) causal[t][k / W][k % W] = k <= t ? -1 : 0;
+    double loss = -1;
+    if (count && tree.window && tree.context && tree.target && tree.weights && tree.x) {
+        memset(tree.x, 0, contexts * sizeof *tree.x);
+        EACH(u, updates) {
+            memset(count, 0, n * sizeof *count);
+            EACH(i, batch) count[indices[u * batch + i]]++;
+            grow_tree(&tree, n, distinct, prefix, count);
+            loss = gradient((Params *)p, (Params *)g, &tree, u == updates - 1);
+            adamw(p, g, m, v, done + u + 1, lr[u], beta1, beta2, weight_decay, grad_clip);
+        }
+    }
+    free(count), free(tree.window), free(tree.context), free(tree.target), free(tree.weights), free(tree.x);
+    return loss;
+}

@@ -1,0 +1,51 @@
+"""What all figures share: colours, accuracies over iterations, and how a figure becomes a file."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws files, needs no screen
+import matplotlib.pyplot as plt
+import numpy as np
+
+from data.tasks import GROUPS
+from study.files import write_files
+from study.results import num_params
+
+# Group -> colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
+CURVES = {"add": ("#0072B2", 2.6), "sub": ("#E69F00", 1.4), "facts": ("#009E73", 1.4)}
+PERFECT = "addition and subtraction at 100%"
+
+
+def titled(name, folder):
+    count = num_params(folder)
+    return name if count is None else f"{name} ({count:,} parameters)"
+
+
+def draw_accuracies(ax, results):
+    """Draws the accuracies the run has, in percent; returns {label: artist} for a legend."""
+    artists = {}
+    for group, label in GROUPS.items():
+        color, width = CURVES[group]
+        total = results[f"{group}_total"]
+        if total.any():
+            percent = 100 * results[f"{group}_correct"] / np.maximum(total, 1)
+            [artists[label]] = ax.plot(results["iter"], percent, color=color, linewidth=width, label=label)
+    perfect = (results["add_total"] > 0) & (results["sub_total"] > 0)
+    for group in ("add", "sub"):
+        perfect &= results[f"{group}_correct"] == results[f"{group}_total"]
+    if perfect.any():
+        artists[PERFECT] = ax.scatter(
+            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=14, color="red", zorder=3, label=PERFECT
+        )
+    ax.set_ylim(-3, 105)
+    ax.grid(alpha=0.3)
+    return artists
+
+
+def save_figure(figure, path):
+    """Writes a figure as PNG and says so."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=250, bbox_inches="tight")
+    write_files({path: buffer.getvalue()})
+    print(f"wrote {path}")

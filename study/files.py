@@ -1,0 +1,38 @@
+"""Files that are whole or not there: what a kill or a full disk must not spoil."""
+
+import contextlib
+import os
+
+from study.settings import fail
+
+
+def write_files(files):
+    """Writes {path: bytes}, all of them or none.
+
+    Each goes to a temporary file beside its path and is synced; only when all are on the disk are
+    they renamed. If anything goes wrong before, what was there stays. Ends the program on OSError.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}; what was there before is unchanged")
+    finally:
+        for name in temporary.values():
+            with contextlib.suppress(OSError):
+                name.unlink()
+
+
+def append_to_file(path, text):
+    """Appends text in one write; ends the program on OSError."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(text.encode())
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")

@@ -1,0 +1,42 @@
+"""What a run tells while it goes: a bar on a terminal, elsewhere plain lines."""
+
+import sys
+
+from tqdm import tqdm
+
+from study.scoring import summary
+
+
+class Progress:
+    """Of `total` iterations, `done` of which are made. Of several processes rank 0 speaks."""
+
+    def __init__(self, total, done, rank):
+        self.speaks = rank == 0
+        self.terminal = self.speaks and sys.stdout.isatty()
+        self.bar = tqdm(total=total, initial=done, disable=not self.terminal, unit="it", dynamic_ncols=True)
+        self.updates, self.seconds = 0, 0.0  # since the last line
+
+    def say(self, line):
+        if self.speaks:
+            self.bar.write(line) if self.terminal else print(line, flush=True)
+
+    def evaluated(self, row, best):
+        """best: columns of the row that no evaluation before was better in."""
+        scores = "".join(f", {name} {score}" for name, score in summary(row).items())
+        line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
+        self.say(line + (f", best {' and '.join(best)}" if best else ""))
+
+    def trained(self, it, updates, loss, seconds, rows):
+        """After `updates` updates in so many seconds; loss: the last one's where a line is due, else None."""
+        self.bar.update(updates)
+        self.updates, self.seconds = self.updates + updates, self.seconds + seconds
+        if loss is None:
+            return
+        if self.terminal:
+            self.bar.set_postfix(loss=f"{loss:.4f}", **summary(rows[-1]))
+        else:
+            self.say(f"iter {it}: loss {loss:.4f}, {1000 * self.seconds / self.updates:.2f} ms an iteration")
+        self.updates, self.seconds = 0, 0.0
+
+    def close(self):
+        self.bar.close()

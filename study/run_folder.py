@@ -1,0 +1,199 @@
+"""The folder of a run: who may write there, results.csv, checkpoints, run.json; and reading them back.
+
+Whatever ends a run, a kill or a full disk, leaves each file as it was or complete. What a killed run had
+finished beyond its ckpt_last.pt stays: when it is resumed it makes the same rows again.
+"""
+
+import dataclasses
+import fcntl
+import io
+import json
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from data.dataset import read_meta
+from data.tasks import HELD_OUT
+from model import GPT, GPTConfig
+from study.device import machine, output_of
+from study.files import write_files
+from study.settings import fail
+
+# Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
+BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
+        "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
+
+
+class RunFolder:
+    """cfg.out_dir, made or checked, and locked against other runs as long as this object lives.
+
+    A run has begun where there is a run.json: begin() writes it first of all.
+    """
+
+    def __init__(self, cfg):
+        self.cfg, self.folder = cfg, Path(cfg.out_dir)
+        began = any((self.folder / name).exists() for name in ("run.json", "ckpt_last.pt"))
+        if cfg.init_from == "resume" and not began:
+            fail(f"there is no run to resume in {self.folder}; without --init_from=resume a new one starts")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")
+        except OSError as error:
+            fail(f"cannot write into {self.folder}: {error.strerror}")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the kernel, however we end
+        except OSError:
+            fail(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
+        held = [path for path in self.folder.iterdir() if path.name in ("results.csv", "run.json", "ckpt_last.pt", *BEST)]
+        if held and cfg.init_from == "scratch":
+            if not cfg.overwrite:
+                fail(f"{self.folder} holds a run: --init_from=resume goes on with it, --overwrite=True replaces it")
+            for path in held:
+                path.unlink()
+
+    def begin(self, model, tasks, device, made, seconds, it):
+        """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
+
+        made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
+        time since now by what it was spent on, counted by the caller.
+        """
+        self.model, self.tasks, self.made = model, tasks, made
+        before = read_run_json(self.folder)
+        self.info = {
+            "command": shlex.join(["python", *sys.argv]),
+            "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
+            **machine(device), **{key: made[key] for key in ("dtype", "step", "processes", "held_out")},
+            "num_params": model.num_params(),
+            "iter_num": it,  # iterations done
+            "seconds": seconds,
+            "config": vars(self.cfg),
+            "earlier_parts": before.pop("earlier_parts", []) + ([before] if before else []),
+        }
+        self._write_info(it)
+
+    def _write_info(self, it):
+        self.info["iter_num"] = it
+        write_files({self.folder / "run.json": (json.dumps(self.info, indent=1) + "\n").encode()})
+
+    def checkpoint(self):
+        """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
+        return {
+            "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config), "config": vars(self.cfg),
+            **{key: self.made[key] for key in ("chars", "held_out", "dtype")},
+        }
+
+    def save_evaluation(self, rows):
+        """Writes the last evaluation and the checkpoints it is best for; returns the names of these columns."""
+        row = rows[-1]
+        write_results(self.folder / "results.csv", rows)
+        names = best_checkpoints(rows, self.tasks)
+        if names:
+            scores = {key: value for key, value in row.items() if key != "iter"}
+            best = to_bytes(self.checkpoint() | scores | {
+                "iter_num": row["iter"], "best_val_loss": min(row["val_loss"] for row in rows)})
+            write_files({self.folder / name: best for name in names})
+        self._write_info(row["iter"])
+        return [BEST[name][0] for name in names]
+
+    def save_last(self, state):
+        """Writes ckpt_last.pt from TrainingState.state_dict()."""
+        write_files({self.folder / "ckpt_last.pt": to_bytes(self.checkpoint() | state)})
+        self._write_info(state["iter_num"])
+
+
+def best_checkpoints(rows, tasks):
+    """Names of the checkpoints whose best evaluation is the last row (the earliest of equals wins)."""
+    names = {task.name for task in tasks}
+    return [
+        name for name, (column, sign) in BEST.items()
+        if column not in ("math_acc", "facts_acc") or column.removesuffix("_acc") in names
+        if all(sign * rows[-1][column] > sign * row[column] for row in rows[:-1])
+    ]
+
+
+def write_results(path, rows):
+    """Brings results.csv up to date with the evaluations so far; rows that it has beyond them, of this very run, stay."""
+    text = "".join(",".join(map(str, values)) + "\n" for values in (rows[0], *(row.values() for row in rows)))
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if before.startswith(text):
+        return
+    if before and text.startswith(before) and before.endswith("\n"):
+        try:
+            with open(path, "ab", buffering=0) as file:
+                file.write(text[len(before):].encode())
+        except OSError as error:
+            fail(f"cannot write {path}: {error.strerror}")
+    else:
+        write_files({path: text.encode()})
+
+
+def read_run_json(folder):
+    """What run.json says of a run; {} if there is none or it is damaged: only reports depend on it."""
+    try:
+        info = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch"}
+    return info if isinstance(info, dict) and needed <= info.keys() else {}
+
+
+def to_bytes(checkpoint):
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
+
+
+def read_checkpoint(path):
+    """The dict that was saved as a checkpoint; ends the program if the file holds anything else."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # cannot run code
+    except Exception as error:  # a damaged file can raise almost anything
+        fail(f"{path} is damaged or not a checkpoint ({type(error).__name__})")
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
+        fail(f"{path} is not a checkpoint of a model: it lacks 'model' and 'model_args'")
+    return checkpoint
+
+
+def find_checkpoint(out_dir, *names):
+    """Path of the first of these checkpoints that the folder holds; ends the program if it holds none."""
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        fail(f"folder {out_dir} does not exist: --out_dir must name the folder of a trained model")
+    path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
+    if path is None:
+        held = ", ".join(sorted(p.name for p in out_dir.glob("*.pt"))) or "no checkpoint at all"
+        fail(f"{out_dir} holds no {' and no '.join(names)}; it holds {held}")
+    return path
+
+
+def load_weights(model, state_dict, path):
+    """Loads weights into a model, nanoGPT's compiled ones included; names what does not fit."""
+    try:
+        model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state_dict.items()})
+    except (RuntimeError, AttributeError, TypeError) as error:
+        details = str(error).splitlines()
+        fail(f"{path} does not fit its model: {details[min(1, len(details) - 1)].strip()}")
+
+
+def load_model(path, device):
+    """(model in eval mode on the device, vocabulary as a string, held-out pairs) of a checkpoint.
+
+    One without a vocabulary, one of nanoGPT's, takes that of its dataset's folder; one that does not
+    say which pairs were held out is of the paper's text.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        model = GPT(GPTConfig(**checkpoint["model_args"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        fail(f"{path} describes no model that can be built: {error}")
+    load_weights(model, checkpoint["model"], path)
+    chars = checkpoint.get("chars")
+    if chars is None:
+        chars, _ = read_meta(checkpoint.get("config", {}).get("dataset", ""))
+    if len(chars) != model.config.vocab_size:
+        fail(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
+    return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT)

@@ -1,0 +1,174 @@
+"""The protocol of the study's evaluations: sampling answers, counting the right ones, the row of results.csv."""
+
+from collections import Counter
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data.tasks import GROUPS
+from model import GPT, likely
+from study.device import setup_device, to_host
+from study.run_folder import find_checkpoint, load_model
+from study.settings import fail
+
+# Paper, section 3.3, and the published code.
+NUM_SAMPLES = 10  # of each problem
+TEMPERATURE = 0.01
+TOP_K = 10
+
+PROMPTS_PER_BATCH = 1000  # bounds the memory of large evaluations (operands beyond one digit)
+
+
+@torch.no_grad()
+def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_k, generator, stop=None):
+    """num_samples continuations of each prompt, sampled in one batch.
+
+    Returns a list of num_samples strings for each prompt, without the prompt; one that reaches the
+    character `stop` ends with it. The prompts must be spelled by `chars` and not be empty. A context
+    longer than the model's block is cropped to its last block_size characters, as in nanoGPT.
+    """
+    stoi = {char: i for i, char in enumerate(chars)}
+    device, block_size = model.lm_head.weight.device, model.config.block_size
+    starts = np.array([len(prompt) for prompt in prompts])
+    tokens = np.zeros((len(prompts), starts.max() + max_new_tokens), dtype=np.int64)
+    for row, prompt in zip(tokens, prompts):
+        row[: len(prompt)] = [stoi[char] for char in prompt]
+    # Samples with the same context share one forward pass: near temperature 0 that is most of them.
+    _, context = np.unique(np.array(prompts), return_inverse=True)  # equal numbers: equal contexts
+    tokens, starts, context = (array.repeat(num_samples, axis=0) for array in (tokens, starts, context))
+    ends = starts.copy()
+    going = np.arange(len(tokens))  # the samples that have not ended
+    for _ in range(max_new_tokens):
+        _, example, which = np.unique(context, return_index=True, return_inverse=True)
+        lengths = ends[going[example]]
+        first = np.maximum(lengths - block_size, 0)
+        width = np.arange((lengths - first).max())  # what is read behind the end changes nothing before it
+        idx = torch.tensor(tokens[going[example][:, None], np.minimum(first[:, None] + width, tokens.shape[1] - 1)], device=device)
+        last = model.hidden(idx)[torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)]
+        probabilities = likely(model.lm_head(last), temperature, top_k)[torch.tensor(which, device=device)]
+        drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
+        tokens[going, ends[going]] = drawn
+        ends[going] += 1
+        context = which * len(chars) + drawn
+        if stop is not None:
+            open_ended = drawn != stoi[stop]
+            going, context = going[open_ended], context[open_ended]
+            if not len(going):
+                break
+    texts = ["".join(chars[i] for i in row[start:end]) for row, start, end in zip(tokens.tolist(), starts, ends)]
+    return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
+
+
+def answer(model, chars, task, problems, generator):
+    """Answers to problems of a task by the study's protocol: a Counter of 10 answers for each problem."""
+    answers = []
+    for i in range(0, len(problems), PROMPTS_PER_BATCH):
+        prompts = [problem.prompt for problem in problems[i : i + PROMPTS_PER_BATCH]]
+        completions = sample(
+            model, chars, prompts, NUM_SAMPLES, task.max_new_tokens, TEMPERATURE, TOP_K, generator, task.stop)
+        answers += [Counter(map(task.read_answer, texts)) for texts in completions]
+    return answers
+
+
+def tally(problems, answers, counts=lambda problem: True):
+    """(correct, asked) samples over the problems that `counts` picks."""
+    picked = [(problem, given) for problem, given in zip(problems, answers) if counts(problem)]
+    return sum(given[problem.answer] for problem, given in picked), NUM_SAMPLES * len(picked)
+
+
+@torch.no_grad()
+def mean_loss(model, windows, batch_size):
+    """Cross-entropy (nats per token) over all windows, each once."""
+    batches = windows.split(batch_size)
+    losses = to_host(torch.stack([model(batch[:, :-1], batch[:, 1:])[1].float() for batch in batches]))
+    return float(np.average(losses.astype(np.float64), weights=[len(batch) for batch in batches]))
+
+
+def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
+    """One row of results.csv: both losses and every task of the run; disturbs no random state."""
+    generator = torch.Generator(model.lm_head.weight.device).manual_seed(cfg.seed + iter_num)
+    model.eval()
+    count = {name: (0, 0) for name in (*GROUPS, "held_out")}
+    with autocast:
+        train_loss = mean_loss(model, splits["train"], cfg.batch_size)
+        same = splits["val"] is splits["train"]
+        val_loss = train_loss if same else mean_loss(model, splits["val"], cfg.batch_size)
+        for task in tasks:
+            answers = answer(model, chars, task, task.problems, generator)
+            for group in {problem.group for problem in task.problems}:
+                count[group] = tally(task.problems, answers, lambda problem: problem.group == group)
+            if task.name == "math":
+                count["held_out"] = tally(task.problems, answers, lambda problem: problem.held_out)
+    model.train()
+    return row_of(iter_num, count, train_loss, val_loss)
+
+
+def row_of(iter_num, count, train_loss, val_loss):
+    """A row of results.csv, whose columns are these, from {group or held_out: (correct, asked)} samples."""
+
+    def accuracy(*groups):
+        return sum(count[g][0] for g in groups) / max(1, sum(count[g][1] for g in groups))
+
+    return {
+        "iter": iter_num,
+        "add_correct": count["add"][0], "add_total": count["add"][1],
+        "sub_correct": count["sub"][0], "sub_total": count["sub"][1], "math_acc": accuracy("add", "sub"),
+        "facts_correct": count["facts"][0], "facts_total": count["facts"][1], "facts_acc": accuracy("facts"),
+        "train_loss": train_loss, "val_loss": val_loss,
+        "held_out_correct": count["held_out"][0], "held_out_total": count["held_out"][1],
+        "combined_acc": accuracy(*GROUPS),
+    }
+
+
+def summary(row):
+    """The accuracies of a row for people to read; a task that is not part of the run is left out."""
+    parts = {}
+    for name, column in (("add", "add"), ("sub", "sub"), ("held out", "held_out"), ("facts", "facts")):
+        correct, total = row[f"{column}_correct"], row[f"{column}_total"]
+        if total:
+            parts[name] = f"{correct}/{total}" if name == "held out" else f"{100 * correct / total:.1f}%"
+    return parts
+
+
+class TrainedModel(NamedTuple):
+    path: Path  # of the checkpoint
+    model: GPT
+    chars: str  # vocabulary
+    held_out: str  # pairs that it was not trained on
+    autocast: AbstractContextManager
+
+
+def open_model(cfg, best_ckpt):
+    """The model that an evaluation script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt."""
+    device, _, autocast = setup_device(cfg.device, cfg.dtype)
+    path = find_checkpoint(cfg.out_dir, *([cfg.ckpt] if cfg.ckpt else [best_ckpt, "ckpt.pt"]))
+    return TrainedModel(path, *load_model(path, device), autocast)
+
+
+def score(trained, task, problems, seed):
+    """Answers of a TrainedModel to problems of a task, as answer() gives them."""
+    unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems)) - set(trained.chars))
+    if unknown:
+        fail(f"{trained.path} was not trained on this task: its vocabulary lacks {''.join(unknown)!r}")
+    print(f"{trained.path}, {NUM_SAMPLES} samples of each problem")
+    generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(seed)
+    with trained.autocast:
+        return answer(trained.model, trained.chars, task, problems, generator)
+
+
+def report(problems, answers):
+    """Prints each problem's score and, if there are any, the wrong answers with their number."""
+    width = max(len(problem.prompt + problem.answer) for problem in problems)
+    for problem, given in zip(problems, answers):
+        wrong = [f"{text or 'no answer'} ({n})" for text, n in given.most_common() if text != problem.answer]
+        line = f"{problem.prompt + problem.answer:{width}}  {given[problem.answer]:2}/{NUM_SAMPLES}"
+        line += "  held out" if problem.held_out else ""
+        print(line + (f"  wrong: {', '.join(wrong)}" if wrong else ""))
+
+
+def print_total(name, correct, asked):
+    if asked:
+        print(f"{name}: {correct} of {asked} ({100 * correct / asked:.2f}%)")

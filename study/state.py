@@ -1,0 +1,65 @@
+"""All that a run needs to go on exactly where it stopped, as one object."""
+
+import torch
+import torch.distributed as dist
+
+from study.settings import fail
+
+
+class TrainingState:
+    """Weights, optimizer, loss scale, batch order, random states, evaluations so far and iteration.
+
+    rows: the evaluations, those of results.csv. With several processes each has its own random state
+    (dropout), and all of them call state_dict together.
+    """
+
+    def __init__(self, model, optimizer, scaler, batches, device):
+        self.model, self.optimizer, self.scaler, self.batches, self.device = model, optimizer, scaler, batches, device
+        self.rows, self.iter_num = [], 0
+
+    def state_dict(self):
+        """Of plain values and tensors, so that torch.load reads it with weights_only=True."""
+        random_states = [random_state(self.device)]
+        if dist.is_initialized():
+            random_states = [None] * dist.get_world_size()
+            dist.all_gather_object(random_states, random_state(self.device))
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
+            "batch_order": self.batches.generator.get_state(),
+            "random_states": random_states,
+            "rows": self.rows,
+            "iter_num": self.iter_num,
+        }
+
+    def load_state_dict(self, state):
+        """In place: what holds the tensors of model and optimizer goes on holding them. Raises KeyError, ValueError, RuntimeError."""
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if len(state["random_states"]) != (dist.get_world_size() if dist.is_initialized() else 1):
+            fail(f"this run was made by {len(state['random_states'])} processes: resume it with as many")
+        self.model.load_state_dict(state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.scaler.load_state_dict(state["scaler"])
+        self.batches.generator.set_state(state["batch_order"])
+        set_random_state(state["random_states"][rank], self.device)
+        self.rows, self.iter_num = state["rows"], state["iter_num"]
+
+
+def random_state(device):
+    """The random states that training draws from (dropout), of this process."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

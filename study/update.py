@@ -1,0 +1,176 @@
+"""Training updates by PyTorch: eager, compiled, or captured as a CUDA graph; and which step a run takes.
+
+Each make_..._train returns train(indices, lrs), which makes an update for each of the learning rates and
+returns the last one's loss. indices: (updates, gradient_accumulation_steps, windows) rows of the training
+windows, on their device. train.most is how many updates one call may be asked for.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+
+from model import GPT, GPTConfig
+from study import fast_step
+from study.device import seed_everything
+
+BLOCK = 100  # updates that one call makes at most, where that saves time
+
+
+def get_lr(it, cfg):
+    """Learning rate of iteration `it`: linear warm-up, cosine to min_lr, constant (paper, section 3.2)."""
+    if it < cfg.warmup_iters:
+        return cfg.learning_rate * (it + 1) / (cfg.warmup_iters + 1)
+    if it >= cfg.lr_decay_iters:
+        return cfg.min_lr
+    progress = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
+    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
+
+
+def build(cfg, vocab_size, device):
+    """(GPT, AdamW) with the initial weights that cfg.seed draws."""
+    seed_everything(cfg.seed, device)
+    fields = {key: getattr(cfg, key) for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}
+    model = GPT(GPTConfig(**fields, vocab_size=vocab_size)).to(device)
+    return model, model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
+
+
+def make_update(model, optimizer, scaler, windows, cfg, autocast):
+    """Returns update(batches): one update from the mean gradient of some batches, and its mean loss.
+
+    With several processes the gradients, and so the updates, are those of all windows together.
+    """
+    parameters = list(model.parameters())
+
+    def update(batches):
+        losses = []
+        for indices in batches.unbind():
+            batch = windows[indices]
+            with autocast:
+                _, loss = model(batch[:, :-1], batch[:, 1:])
+            scaler.scale(loss / len(batches)).backward()
+            losses.append(loss.detach())
+        if dist.is_initialized():
+            for p in parameters:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+        if cfg.grad_clip > 0:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).mean()
+
+    return update
+
+
+def make_eager_train(update, optimizer):
+    def train(indices, lrs):
+        for batches, lr in zip(indices, lrs):
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+            loss = update(batches)
+        return loss
+
+    train.most = 1
+    return train
+
+
+def make_captured_train(update, model, optimizer, cfg, device, capture):
+    """train() for CUDA, where launching the kernels of a small model one by one takes most of the time.
+
+    The whole update is one CUDA graph. What changes from one update to the next it reads from tensors
+    that stay in place: a block of batches and learning rates, moved there at once, and the number of
+    the next one in it. capture: cuda_graph, or anything else that turns a function into a faster one.
+    """
+    block = torch.zeros(BLOCK, cfg.gradient_accumulation_steps, cfg.batch_size, dtype=torch.int64, device=device)
+    block_lrs = torch.zeros(BLOCK, dtype=torch.float32, device=device)
+    next_in_block = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def next_update():
+        for group in optimizer.param_groups:
+            group["lr"].copy_(block_lrs[next_in_block][0])
+        loss = update(block[next_in_block][0])
+        next_in_block.add_(1)
+        return loss
+
+    launch = capture(next_update, model, optimizer, device)
+
+    def train(indices, lrs):
+        block[: len(indices)] = indices
+        block_lrs[: len(lrs)] = torch.tensor(lrs, dtype=torch.float32)
+        next_in_block.zero_()
+        for _ in range(len(indices)):
+            loss = launch()
+        return loss
+
+    train.most = BLOCK
+    return train
+
+
+def cuda_graph(step, model, optimizer, device):
+    """Captures step() as a CUDA graph and returns a function that launches it.
+
+    The calls that warm it up leave no trace: weights, optimizer and random state are put back.
+    """
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    states = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
+    random_before = torch.cuda.get_rng_state(device)
+    side_stream = torch.cuda.Stream(device)
+    side_stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side_stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side_stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    put_back(model, optimizer, weights, states)
+    torch.cuda.set_rng_state(random_before, device)
+
+    def launch():
+        graph.replay()
+        return loss
+
+    return launch
+
+
+@torch.no_grad()
+def put_back(model, optimizer, weights, states):
+    """Copies weights and optimizer state back in place: a graph has their addresses. Without states: zeros."""
+    for parameter, before in zip(model.parameters(), weights):
+        parameter.copy_(before)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            value.copy_(states[parameter][key] if states else torch.zeros_like(value))
+
+
+def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
+    """(train, how, note): the step that is the fastest for this run, what it is called, and what there is to say of it."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    note = ""
+    if cfg.fast and device.type == "cpu" and dtype == "float32" and world_size == 1 and fast_step.applies_to(model.config):
+        step, how = fast_step.load_step(model.config)
+        if step:
+            train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
+            train.most = BLOCK
+            return train, how, note
+        note = f"{how}; training takes PyTorch's step, which is several times slower"
+
+    # With several processes or loss scaling the host has work in every update, which no graph can hold.
+    captures = device.type == "cuda" and cfg.cuda_graph is not False and world_size == 1 and not scaler.is_enabled()
+    compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda" and world_size == 1)
+    update = make_update(model, optimizer, scaler, windows, cfg, autocast)
+    if captures or compiles:  # a number would be part of the graph
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
+    if compiles:
+        update = torch.compile(update)
+    how = "PyTorch" + ", compiled" * compiles + ", one CUDA graph an update" * captures
+    if captures:
+        return make_captured_train(update, model, optimizer, cfg, device, cuda_graph), how, note
+    return make_eager_train(update, optimizer), how, note
