@@ -42,20 +42,21 @@ enum { VECTOR_BYTES = 16, REGISTERS = 32 };
 enum { VECTOR_BYTES = 16, REGISTERS = 16 };
 #endif
 
+typedef __typeof__(__builtin_choose_expr(sizeof(real) == 4, 0, 0ll)) integer; // as wide as real
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef integer mask __attribute__((vector_size(VECTOR_BYTES))); // all bits of a lane, or none
 enum {
     W = VECTOR_BYTES / sizeof(real), // lanes of a vector
     L = 64,                          // contexts side by side
     J = L / W,                       // vectors of a row of L
-    P = T * V,                       // rows of the table: (position, token)
-    C4 = (C + 3) / 4 * 4, // C, H and T as multiples of 4
+    P = T * V,                       // entries of the table: (position, token)
+    C4 = (C + 3) / 4 * 4,            // C, H and T as multiples of 4
     H4 = (H + 3) / 4 * 4,
     T4 = (T + 3) / 4 * 4,
-    CV = (C4 + W - 1) / W, // vectors that hold as many numbers; what is over stays 0
+    CV = (C4 + W - 1) / W,           // vectors that hold as many numbers; what is over stays 0
     HV = (H4 + W - 1) / W,
     TV = (T4 + W - 1) / W,
 };
-typedef __typeof__((vec){0} < (vec){0}) mask;
 typedef union { vec v[J]; real x[L]; } row;            // one feature of L contexts
 typedef union { vec v[CV]; real x[CV * W]; } features; // all features of one context
 typedef union { vec v[HV]; real x[HV * W]; } hidden;
@@ -68,16 +69,17 @@ typedef struct {
 enum { SIZE = sizeof(Params) / sizeof(real), DECAYED = SIZE - 3 * C };
 
 #define EACH(i, n) for (int i = 0; i < (n); i++)
+// A few steps that the compiler writes out, so that small arrays become registers; clang does it by itself.
 #if defined(__clang__)
 #define FLAT EACH
 #else
-#define FLAT(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++) // a few steps, written out: arrays become registers
+#define FLAT(i, n) _Pragma("GCC unroll 16") EACH(i, n)
 #endif
-#define INLINE static inline __attribute__((always_inline)) // with constant sizes: loops become registers
+#define INLINE static inline __attribute__((always_inline)) // sizes that are arguments become constants
 
 // ---------------------------------------------------------------------------- numbers
 
-INLINE vec all(real x) { return x - (vec){0}; }
+INLINE vec all(real x) { return x - (vec){0}; } // x in every lane
 
 // Keeps x in a register for its several uses; gcc would load it for each of them.
 INLINE vec loaded(vec x) {
@@ -89,32 +91,41 @@ INLINE vec loaded(vec x) {
 
 // a b + c, rounded once, and the square root: what vectors of plain C lack.
 #if defined(__AVX512F__)
-INLINE vec fma_(vec a, vec b, vec c) {
-    return sizeof(real) == 4 ? (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c) : (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-}
-INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)_mm512_sqrt_ps((__m512)x) : (vec)_mm512_sqrt_pd((__m512d)x); }
+#define FLOAT(name, ...) (vec) _mm512_##name##_ps(__VA_ARGS__)
+#define DOUBLE(name, ...) (vec) _mm512_##name##_pd(__VA_ARGS__)
+typedef __m512 floats;
+typedef __m512d doubles;
 #elif defined(__AVX__) && defined(__FMA__)
+#define FLOAT(name, ...) (vec) _mm256_##name##_ps(__VA_ARGS__)
+#define DOUBLE(name, ...) (vec) _mm256_##name##_pd(__VA_ARGS__)
+typedef __m256 floats;
+typedef __m256d doubles;
+#endif
 INLINE vec fma_(vec a, vec b, vec c) {
-    return sizeof(real) == 4 ? (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c) : (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-}
-INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)_mm256_sqrt_ps((__m256)x) : (vec)_mm256_sqrt_pd((__m256d)x); }
+#if defined(FLOAT)
+    return sizeof(real) == 4 ? FLOAT(fmadd, (floats)a, (floats)b, (floats)c) : DOUBLE(fmadd, (doubles)a, (doubles)b, (doubles)c);
 #elif defined(__aarch64__)
-INLINE vec fma_(vec a, vec b, vec c) {
-    return sizeof(real) == 4 ? (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b) : (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-}
-INLINE vec sqrt_(vec x) { return sizeof(real) == 4 ? (vec)vsqrtq_f32((float32x4_t)x) : (vec)vsqrtq_f64((float64x2_t)x); }
-#else // one lane after the other: slow, the same bytes
-INLINE vec fma_(vec a, vec b, vec c) {
+    return sizeof(real) == 4 ? (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b)
+                             : (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else // one lane after the other: slow, and the same bytes
     EACH(l, W) c[l] = sizeof(real) == 4 ? __builtin_fmaf(a[l], b[l], c[l]) : __builtin_fma(a[l], b[l], c[l]);
     return c;
+#endif
 }
 INLINE vec sqrt_(vec x) {
+#if defined(FLOAT)
+    return sizeof(real) == 4 ? FLOAT(sqrt, (floats)x) : DOUBLE(sqrt, (doubles)x);
+#elif defined(__aarch64__)
+    return sizeof(real) == 4 ? (vec)vsqrtq_f32((float32x4_t)x) : (vec)vsqrtq_f64((float64x2_t)x);
+#else
     EACH(l, W) x[l] = sizeof(real) == 4 ? __builtin_sqrtf(x[l]) : __builtin_sqrt(x[l]);
     return x;
-}
 #endif
+}
 
-#define PICK(mask, a, b) ((__typeof__(a))(((mask) & (__typeof__(mask))(a)) | (~(mask) & (__typeof__(mask))(b))))
+// Lane by lane, a where the condition holds and b elsewhere.
+#define PICK(condition, a, b) \
+    ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
 
 // exp(x) for x <= 0, within 2 units in the last place.
 INLINE vec exp_(vec x) {
@@ -159,7 +170,11 @@ INLINE void gelu(vec x, vec *y, vec *slope) {
 // ---------------------------------------------------------------------------- four rows at once
 
 typedef real quad __attribute__((vector_size(4 * sizeof(real))));
+#if defined(__clang__) // lanes i to l of a and b side by side
 #define LANES(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define LANES(a, b, i, j, k, l) __builtin_shuffle(a, b, (integer __attribute__((vector_size(sizeof(quad))))){i, j, k, l})
+#endif
 
 INLINE void transpose_quads(quad q[4]) {
     quad a = LANES(q[0], q[1], 0, 4, 1, 5), b = LANES(q[2], q[3], 0, 4, 1, 5);
@@ -170,7 +185,7 @@ INLINE void transpose_quads(quad q[4]) {
     q[3] = LANES(c, d, 2, 3, 6, 7);
 }
 
-// out[i][k] = in[k][i] for n rows of in, a multiple of 4: strides in numbers.
+// Four rows a to d of n numbers, a multiple of 4, to the columns of out, whose rows are `stride` numbers apart.
 INLINE void transpose4(int n, const real *a, const real *b, const real *c, const real *d, real *out, int stride) {
     for (int i = 0; i < n; i += 4) {
         quad q[4] = {*(const quad *)(a + i), *(const quad *)(b + i), *(const quad *)(c + i), *(const quad *)(d + i)};
@@ -178,7 +193,7 @@ INLINE void transpose4(int n, const real *a, const real *b, const real *c, const
         FLAT(j, 4) *(quad *)(out + (i + j) * stride) = q[j];
     }
 }
-// L contexts, the features of each together, to rows of one feature each; n = C4 or H4, stride: numbers between contexts.
+// L contexts with n features each, `stride` numbers apart, to n rows of one feature; and back.
 INLINE void to_rows(int n, const real *x, int stride, row *y) {
     for (int l = 0; l < L; l += 4) {
         const real *at = x + l * stride;
@@ -189,15 +204,18 @@ INLINE void from_rows(int n, const row *y, real *x, int stride) {
     for (int c = 0; c < n; c += 4) transpose4(L, y[c].x, y[c + 1].x, y[c + 2].x, y[c + 3].x, x + c, stride);
 }
 
-// Sums, or maxima, over the keys of R <= 4 queries: halves are joined until one number is left.
+// The sums, or the maxima, of R <= 4 rows of keys: halves are joined until one number of each is left.
 INLINE quad join(int R, const keys *k, int maximum) {
 #define JOIN(a, b) (maximum ? (quad)PICK((a) > (b), a, b) : (a) + (b))
-    enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 };
+    enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 }; // POWER of 2 >= N
     quad part[4] = {0};
     FLAT(i, R) {
         quad q[N];
         FLAT(j, N) q[j] = *(const quad *)(k[i].x + 4 * j);
-        FLAT(step, 6) FLAT(j, POWER >> (step + 1)) if (j + (POWER >> (step + 1)) < N) q[j] = JOIN(q[j], q[j + (POWER >> (step + 1))]);
+        FLAT(step, 6) {
+            int half = POWER >> (step + 1);
+            FLAT(j, half) if (j + half < N) q[j] = JOIN(q[j], q[j + half]);
+        }
         part[i] = q[0];
     }
     transpose_quads(part);
@@ -245,8 +263,7 @@ INLINE void outer_rows(int R, int S, int KV, const row *a, const vec *b, vec *dw
     FLAT(i, R) FLAT(s, S) dw[i * KV + s] = acc[i][s];
 }
 INLINE void outer_columns(int S, int M, int KV, const row *a, const vec *b, vec *dw) {
-    enum { LARGEST = REGISTERS / 2 };
-    int R = LARGEST / S > 8 ? 8 : LARGEST / S, i = 0;
+    int most = REGISTERS / 2 / S, R = most > 8 ? 8 : most, i = 0; // half of the registers hold sums
     for (; i + R <= M; i += R) outer_rows(R, S, KV, a + i, b, dw + i * KV);
     if (M % R) outer_rows(M % R, S, KV, a + i, b, dw + i * KV);
 }
@@ -294,11 +311,11 @@ INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx)
 
 typedef struct {
     int n_windows, n_contexts, n_targets, positions; // positions: batch * T, what the weights are shares of
-    struct { const int *tokens; int from, context; } *window; // its contexts at positions from to T - 1 are new; the first of them
-    struct { int count, target; } *context;                   // how often it came; the first of its targets
-    struct { int token, count, next; } *target;               // a token that followed a context, and how often
+    struct { const int *tokens; int from, context; } *window; // has new contexts from position `from` on: the first of them
+    struct { int count, target; } *context;                   // how often it came; the first of its targets, or -1
+    struct { int token, count, next; } *target;               // a token that followed a context, how often; the next one, or -1
     keys *weights;                                            // attention weights of each context
-    features *x;                                              // residual after the attention, then its gradient
+    features *x;                                              // its residual after the attention, later the gradient
 } Tree;
 
 // distinct (n, T + 1): the data's windows, sorted; prefix[i]: tokens that window i begins with like window i - 1.
@@ -363,7 +380,8 @@ static void fold(const Params *p) {
 }
 // The parameters' gradients from those of the folded matrices; adds to g->wte.
 static void unfold(const Params *p, Params *g) {
-    real scale = 1 / (real)__builtin_sqrt(C), dvalue[C][C];
+    static real dvalue[C][C];
+    real scale = 1 / (real)__builtin_sqrt(C);
     EACH(i, C) EACH(c, C) {
         real q = dfolded.qkv[i].x[c] * scale, k = dfolded.qkv[C + i].x[c], v = dfolded.qkv[2 * C + i].x[c];
         g->attn[i][c] = q * p->ln_1[c];

@@ -82,7 +82,12 @@ def load_step(config, dtype=torch.float32):
     try:
         for native in NATIVE:
             try:
-                library = ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder)))
+                path = compile_step(config, dtype, compiler, native, folder)
+                try:
+                    library = ctypes.CDLL(str(path))
+                except OSError:  # damaged
+                    path.unlink()
+                    library = ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder)))
                 break
             except subprocess.CalledProcessError as error:
                 said = next((line for line in error.stderr.splitlines() if "error" in line), "it failed")
