@@ -164,7 +164,7 @@ if __name__ == "__main__":
     train, how, note = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)
     if rank == 0:
-        run.begin(model, tasks, device, made | {"step": how, "processes": world_size}, seconds, it)
+        run.begin(model, tasks, device, made | {"step": how, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 

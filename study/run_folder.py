@@ -54,10 +54,10 @@ class RunFolder:
             for path in held:
                 path.unlink()
 
-    def begin(self, model, tasks, device, made, seconds, it):
+    def begin(self, model, tasks, device, made, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
+        rows: the evaluations so far, which a results.csv that was cut gets back. made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
         time since now by what it was spent on, counted by the caller.
         """
         self.model, self.tasks, self.made = model, tasks, made
@@ -74,6 +74,8 @@ class RunFolder:
             "earlier_parts": before.pop("earlier_parts", []) + ([before] if before else []),
         }
         self._write_info(it)
+        if rows:
+            write_results(self.folder / "results.csv", rows)
 
     def _write_info(self, it):
         self.info["iter_num"] = it

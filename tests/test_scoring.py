@@ -1,0 +1,118 @@
+"""The headline: what is counted as right, wrong and held out, in a row of results.csv, for every dataset."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.dataset import read_meta
+from data.tasks import CAPITALS, tasks_spelled_by
+from study.batches import load_splits
+from study.scoring import evaluate, summary
+
+CPU = torch.device("cpu")
+FACTS = [line.split(" = ") for line in CAPITALS.splitlines()]
+
+
+class Reciter:
+    """Stands in for a model: continues every context as one of its texts goes on; its loss is the mean of the last targets."""
+
+    def __init__(self, chars, block_size, texts):
+        self.chars, self.texts = chars, [text for text in texts if set(text) <= set(chars)]
+        self.config = SimpleNamespace(block_size=block_size)
+        self.lm_head = torch.nn.Identity()
+        self.lm_head.weight = torch.zeros(1)
+        self.training = True
+
+    def hidden(self, idx):
+        logits = torch.zeros(*idx.shape, len(self.chars))
+        for i, row in enumerate(idx.tolist()):
+            for t in range(len(row)):
+                context = "".join(self.chars[token] for token in row[: t + 1])
+                following = [text[text.find(context) + len(context) :] for text in self.texts if context in text]
+                if following and following[0]:
+                    logits[i, t, self.chars.index(following[0][0])] = 1.0  # near temperature 0: certain
+        return logits
+
+    def __call__(self, idx, targets):
+        return None, targets[:, -1].float().mean()
+
+    def eval(self):
+        self.training = False
+
+    def train(self):
+        self.training = True
+
+
+def right(text):
+    """Which problems the reciter has right: sums with b = 0, differences with a = b, and three of the held-out four."""
+    a, sign, b = text
+    return (b == "0" if sign == "+" else a == b) or text in ("5+7", "5-7", "7-5")
+
+
+def texts():
+    """What the reciter says: right answers to some problems, wrong ones to the others, in every way one can be wrong."""
+    wrong = ["99", "-99", "+", "-", "="]
+    for a in range(10):
+        for sign in "+-":
+            for b in range(10):
+                answer = a + b if sign == "+" else a - b
+                yield f"<{a}{sign}{b}=" + (f"{answer}>" if right(f"{a}{sign}{b}") else wrong[(a + b) % 5] + ">")
+    for i, (country, city) in enumerate(FACTS):
+        # Right for the first 20; then without the last letter, with one more, or in small letters.
+        given = city if i < 20 else (city[:-1], city + "s", city.lower())[i % 3]
+        yield f"Capital of {country} is {given} \n"
+
+
+@pytest.mark.parametrize("dataset, block_size, math, facts, combined", [
+    ("as_math", 9, True, False, 230 / 2000),
+    ("facts_char", 24, False, True, 200 / 500),
+    ("both_math_and_facts", 24, True, True, 430 / 2500),
+])
+def test_a_row_counts_what_a_model_gets_right(project, dataset, block_size, math, facts, combined):
+    chars, meta = read_meta(dataset)
+    splits = load_splits(dataset, block_size, CPU)
+    model = Reciter(chars, block_size, texts())
+    cfg = SimpleNamespace(seed=1337, batch_size=500)
+    row = evaluate(model, splits, chars, tasks_spelled_by(chars, meta["held_out"]), 250, cfg, contextlib.nullcontext())
+    loss = splits["train"][:, -1].double().mean().item()
+    # Of 100 sums 10 have b = 0 and 5+7 is known besides; of 100 differences 10 have a = b, and 5-7 and 7-5 are.
+    assert row == {
+        "iter": 250,
+        "add_correct": 110 * math, "add_total": 1000 * math,
+        "sub_correct": 120 * math, "sub_total": 1000 * math, "math_acc": 230 / 2000 * math,
+        "facts_correct": 200 * facts, "facts_total": 500 * facts, "facts_acc": 200 / 500 * facts,
+        "train_loss": pytest.approx(loss, rel=1e-6), "val_loss": pytest.approx(loss, rel=1e-6),
+        "held_out_correct": 30 * math, "held_out_total": 40 * math,
+        "combined_acc": pytest.approx(combined),
+    }
+    assert list(row) == (
+        "iter add_correct add_total sub_correct sub_total math_acc facts_correct facts_total facts_acc train_loss val_loss "
+        "held_out_correct held_out_total combined_acc").split()
+    assert model.training
+
+
+@pytest.mark.parametrize("held_out, correct, total", [
+    ("5,7", 30, 40),
+    ("3,3", 10, 20),  # 3-3 is right, 3+3 is not
+    ("0,4", 10, 40),  # 4+0
+    ("0,4;5,7", 40, 80),
+    ("none", 0, 0),
+])
+def test_what_counts_as_held_out_is_what_the_dataset_held_out(project, held_out, correct, total):
+    chars, _ = read_meta("as_math")
+    splits = load_splits("as_math", 9, CPU)
+    model = Reciter(chars, 9, texts())
+    cfg = SimpleNamespace(seed=1, batch_size=500)
+    row = evaluate(model, splits, chars, tasks_spelled_by(chars, held_out), 0, cfg, contextlib.nullcontext())
+    assert (row["held_out_correct"], row["held_out_total"]) == (correct, total)
+    assert (row["add_correct"], row["sub_correct"]) == (110, 120)
+
+
+def test_a_summary_leaves_out_what_is_not_part_of_the_run():
+    row = dict.fromkeys(("add_correct", "add_total", "sub_correct", "sub_total", "held_out_correct", "held_out_total"), 0)
+    assert summary(row | {"facts_correct": 41, "facts_total": 500}) == {"facts": "8.2%"}
+    row = {"add_correct": 990, "add_total": 1000, "sub_correct": 5, "sub_total": 1000, "held_out_correct": 30,
+           "held_out_total": 40, "facts_correct": 0, "facts_total": 0}
+    assert summary(row) == {"add": "99.0%", "sub": "0.5%", "held out": "30/40"}
