@@ -22,7 +22,7 @@ paper-small: $(VENV)/ready
 	$(IN_VENV) run_paper.py --mlt=False
 
 test: $(VENV)/ready
-	$(IN_VENV) -m pytest -q tests
+	$(IN_VENV) -m pytest -q
 
 data: $(DATASETS:%=data/%/meta.pkl)
 

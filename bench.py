@@ -145,8 +145,8 @@ if __name__ == "__main__":
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device)
-    train, how, note = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
-    if note:
+    train, how, notes = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     plain_model, _ = build(cfg, len(chars), device)
     plain_optimizer = torch.optim.AdamW(plain_model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), foreach=False)

@@ -107,11 +107,10 @@ def resume(state, cfg, made):
         fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")
 
 
-def require_finite(loss, it):
-    """Ends the program before anything is written with a loss that is not a number."""
-    if not math.isfinite(loss):
-        fail(f"the loss at iteration {it} is not finite ({loss}): nothing was saved since the evaluation before; "
-             "try a lower --learning_rate", status=1)
+def require_finite(number, it):
+    """Ends the program before anything is written if a loss, or the sum of the weights, is not a number."""
+    if not math.isfinite(number):
+        fail(f"loss and weights at iteration {it} are not finite: what was saved before stays; try a lower --learning_rate", status=1)
 
 
 def in_any_process(condition, device):
@@ -161,10 +160,10 @@ if __name__ == "__main__":
     if cfg.init_from == "resume":
         resume(state, cfg, made)
     rows, it = state.rows, state.iter_num
-    train, how, note = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
-    seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)
+    train, how, notes = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
+    seconds, step_before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), ""
     if rank == 0:
-        run.begin(model, tasks, device, made | {"step": how, "processes": world_size}, seconds, it, rows)
+        step_before = run.begin(model, tasks, device, made | {"step": how, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 
@@ -172,7 +171,9 @@ if __name__ == "__main__":
     progress.say(f"{cfg.out_dir}: {model.num_params():,} parameters, data {cfg.dataset}, tasks "
                  f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {how}"
                  + (f", resumed at iteration {it}" if it else ""))
-    if note and rank == 0:
+    if it and rank == 0 and step_before.split(" (")[0] != how.split(" (")[0]:
+        notes.append(f"this run was made by {step_before} until here; another step rounds differently")
+    for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
 
     @contextlib.contextmanager
@@ -197,8 +198,10 @@ if __name__ == "__main__":
                 if cfg.wandb_log:
                     wandb.log(row, step=it)
 
-            ends = in_any_process(it >= cfg.max_iters or bool(asked), device)
-            if ends or in_any_process(time.monotonic() - saved > cfg.save_interval, device):
+            agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait for each other to agree
+            ends = it >= cfg.max_iters or (agree and in_any_process(bool(asked), device))
+            if ends or (agree and in_any_process(time.monotonic() - saved > cfg.save_interval, device)):
+                require_finite(float(sum(p.detach().sum() for p in model.parameters())), it)
                 with timed("saving"):
                     everything = state.state_dict()  # of all processes
                     if rank == 0:

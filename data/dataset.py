@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.tasks import HELD_OUT, parse_pairs
 from study.files import write_files
 from study.settings import fail
 
@@ -72,6 +73,7 @@ def read_meta(dataset):
         chars = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         if meta["stoi"] != {char: i for i, char in enumerate(chars)}:
             raise ValueError("stoi and itos disagree")
+        parse_pairs(meta.setdefault("held_out", HELD_OUT))  # one that does not say is of the paper's text
     except Exception as error:  # a damaged pickle can raise almost anything
         fail(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): {_prepare_again(dataset)}")
     return chars, meta

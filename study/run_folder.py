@@ -57,8 +57,9 @@ class RunFolder:
     def begin(self, model, tasks, device, made, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        rows: the evaluations so far, which a results.csv that was cut gets back. made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
-        time since now by what it was spent on, counted by the caller.
+        made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
+        time from now on by what it is spent on, counted by the caller. rows: the evaluations so far, which
+        a results.csv that was cut gets back. Returns the step of the part before, "" if this is the first.
         """
         self.model, self.tasks, self.made = model, tasks, made
         before = read_run_json(self.folder)
@@ -76,6 +77,7 @@ class RunFolder:
         self._write_info(it)
         if rows:
             write_results(self.folder / "results.csv", rows)
+        return before.get("step", "")
 
     def _write_info(self, it):
         self.info["iter_num"] = it

@@ -26,7 +26,7 @@ class TrainingState:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
-            "scaler": self.scaler.state_dict(),
+            "loss_scale": self.scaler.state_dict(),
             "batch_order": self.batches.generator.get_state(),
             "random_states": random_states,
             "rows": self.rows,
@@ -41,7 +41,7 @@ class TrainingState:
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["loss_scale"])
         self.batches.generator.set_state(state["batch_order"])
         set_random_state(state["random_states"][rank], self.device)
         self.rows, self.iter_num = state["rows"], state["iter_num"]

@@ -150,16 +150,16 @@ def put_back(model, optimizer, weights, states):
 
 
 def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
-    """(train, how, note): the step that is the fastest for this run, what it is called, and what there is to say of it."""
+    """(train, how, notes): the step that is the fastest for this run, what it is called, and what there is to say of it."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
-    note = ""
+    notes = []
     if cfg.fast and device.type == "cpu" and dtype == "float32" and world_size == 1 and fast_step.applies_to(model.config):
         step, how = fast_step.load_step(model.config)
         if step:
             train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
             train.most = BLOCK
-            return train, how, note
-        note = f"{how}; training takes PyTorch's step, which is several times slower"
+            return train, how, notes
+        notes.append(f"{how}; training takes PyTorch's step, which is several times slower")
 
     # With several processes or loss scaling the host has work in every update, which no graph can hold.
     captures = device.type == "cuda" and cfg.cuda_graph is not False and world_size == 1 and not scaler.is_enabled()
@@ -172,5 +172,5 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
         update = torch.compile(update)
     how = "PyTorch" + ", compiled" * compiles + ", one CUDA graph an update" * captures
     if captures:
-        return make_captured_train(update, model, optimizer, cfg, device, cuda_graph), how, note
-    return make_eager_train(update, optimizer), how, note
+        return make_captured_train(update, model, optimizer, cfg, device, cuda_graph), how, notes
+    return make_eager_train(update, optimizer), how, notes

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, SHORT
+from conftest import ROOT, SHORT, refused
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig
@@ -172,6 +172,16 @@ def test_without_a_compiler_that_works_pytorch_trains_and_says_so(call, in_tmp, 
     assert result.returncode == 0 and ", PyTorch" in result.stdout.splitlines()[0]
     [line] = result.stderr.splitlines()
     assert line.startswith("note: ") and why in line and "PyTorch" in line
+
+
+@needs_a_compiler
+def test_a_run_that_goes_on_with_another_step_says_so(call, in_tmp, monkeypatch):
+    assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
+    refused(call("train_with_eval.py", *SHORT, "--out_dir=run", "--init_from=resume", "--fast=False"), "fast=True", "False")
+    monkeypatch.setenv("CC", "nowhere-cc")
+    result = call("train_with_eval.py", *SHORT, "--out_dir=run", "--init_from=resume", "--max_iters=45")
+    first, second = result.stderr.splitlines()
+    assert result.returncode == 0 and "no C compiler" in first and "made by C step" in second and "rounds differently" in second
 
 
 @needs_a_compiler
