@@ -93,7 +93,8 @@ def table(grid, runs, suffix):
         theirs = scores[suffix == "_wd"].split()
         ours = row_of_ours(folder, columns)
         both = [f"{their} / {our}" for their, our in zip(theirs, ours)]
-        rows.append([size, f"{params} / {num_params(folder):,}", *both, *ours[len(columns):]])
+        counted = num_params(folder)
+        rows.append([size, f"{params} / {'not known' if counted is None else f'{counted:,}'}", *both, *ours[len(columns):]])
     return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows) + made_on(runs.values())
 
 

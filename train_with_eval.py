@@ -10,7 +10,6 @@ the run was made, and the seconds it took, stand in run.json.
 """
 
 import contextlib
-import math
 import os
 import shlex
 import signal
@@ -26,7 +25,7 @@ from study.batches import Batches, load_splits
 from study.device import setup_device
 from study.progress import Progress
 from study.run_folder import RunFolder, read_checkpoint
-from study.scoring import evaluate
+from study.scoring import evaluate, require_finite
 from study.settings import catch_stop, configure, fail
 from study.state import TrainingState
 from study.update import build, get_lr, make_train
@@ -107,12 +106,6 @@ def resume(state, cfg, made):
         fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")
 
 
-def require_finite(number, it):
-    """Ends the program before anything is written if a loss, or the sum of the weights, is not a number."""
-    if not math.isfinite(number):
-        fail(f"loss and weights at iteration {it} are not finite: what was saved before stays; try a lower --learning_rate", status=1)
-
-
 def in_any_process(condition, device):
     """Whether the condition holds in one of the processes: they must agree on when to save and to stop."""
     if not dist.is_initialized():
@@ -171,7 +164,7 @@ if __name__ == "__main__":
     progress.say(f"{cfg.out_dir}: {model.num_params():,} parameters, data {cfg.dataset}, tasks "
                  f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {how}"
                  + (f", resumed at iteration {it}" if it else ""))
-    if it and rank == 0 and step_before.split(" (")[0] != how.split(" (")[0]:
+    if step_before and step_before.split(" (")[0] != how.split(" (")[0]:
         notes.append(f"this run was made by {step_before} until here; another step rounds differently")
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
@@ -184,45 +177,39 @@ if __name__ == "__main__":
 
     asked = catch_stop()
     saved = time.monotonic()
-    try:
-        while True:
-            due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
-            if rank == 0 and due and not (rows and rows[-1]["iter"] == it):  # a resumed run may have this one
-                with timed("evaluation"):
-                    row = evaluate(model, splits, chars, tasks, it, cfg, autocast)
-                require_finite(row["train_loss"] + row["val_loss"], it)
-                rows.append(row)
-                with timed("saving"):
-                    best = run.save_evaluation(rows)
-                progress.evaluated(row, best)
-                if cfg.wandb_log:
-                    wandb.log(row, step=it)
+    while True:
+        due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
+        if rank == 0 and due and not (rows and rows[-1]["iter"] == it):  # a resumed run may have this one
+            with timed("evaluation"):
+                row = evaluate(model, splits, chars, tasks, it, cfg, autocast)
+            rows.append(row)
+            with timed("saving"):
+                best = run.save_evaluation(rows)
+            progress.evaluated(row, best)
+            if cfg.wandb_log:
+                wandb.log(row, step=it)
 
-            agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait for each other to agree
-            ends = it >= cfg.max_iters or (agree and in_any_process(bool(asked), device))
-            if ends or (agree and in_any_process(time.monotonic() - saved > cfg.save_interval, device)):
-                require_finite(float(sum(p.detach().sum() for p in model.parameters())), it)
-                with timed("saving"):
-                    everything = state.state_dict()  # of all processes
-                    if rank == 0:
-                        run.save_last(everything)
-                saved = time.monotonic()
-            if ends:
-                break
+        agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait for each other to agree
+        ends = it >= cfg.max_iters or (agree and in_any_process(bool(asked), device))
+        if ends or (agree and in_any_process(time.monotonic() - saved > cfg.save_interval, device)):
+            require_finite(float(sum(p.detach().sum() for p in model.parameters())), it)
+            with timed("saving"):
+                everything = state.state_dict()  # of all processes
+                if rank == 0:
+                    run.save_last(everything)
+            saved = time.monotonic()
+        if ends:
+            break
 
-            updates = min(train.most, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
-            before = seconds["training"]
-            with timed("training"):
-                loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
-                loss = float(loss) if (it + updates) % cfg.log_interval == 0 else None  # waits for the device
-            it = state.iter_num = it + updates
-            progress.trained(it, updates, loss, seconds["training"] - before, rows)
-            if loss is not None:
-                require_finite(loss, it)
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        fail(f"out of memory ({str(error).splitlines()[0]}): try a smaller --batch_size", status=1)
+        updates = min(train.most, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
+        before = seconds["training"]
+        with timed("training"):
+            loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
+            loss = float(loss) if (it + updates) % cfg.log_interval == 0 else None  # waits for the device
+        it = state.iter_num = it + updates
+        progress.trained(it, updates, loss, seconds["training"] - before, rows)
+        if loss is not None:
+            require_finite(loss, it)
     progress.close()
     if world_size > 1:
         dist.destroy_process_group()

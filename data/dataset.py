@@ -21,6 +21,8 @@ def write_dataset(folder, text, held_out="none"):
     Validation data is the training data (section 3.1). held_out: the arithmetic pairs the text leaves out.
     """
     folder = Path(folder)
+    if not text:
+        fail(f"the text of {folder.name} is empty: nothing would be left to train on")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -30,7 +30,7 @@ def setup_device(device="auto", dtype="auto"):
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)  # first of all: what comes before it would be put on GPU 0
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, AttributeError):  # the last: a build without CUDA
         fail(f"device '{device}' is not available here; --device=auto finds one that is")
     if device.type not in ("cuda", "mps", "cpu"):
         fail(f"device '{device}' cannot train or sample; use cuda, mps, cpu or auto")

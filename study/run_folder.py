@@ -19,7 +19,7 @@ from data.dataset import read_meta
 from data.tasks import HELD_OUT
 from model import GPT, GPTConfig
 from study.device import machine, output_of
-from study.files import write_files
+from study.files import append_to_file, write_files
 from study.settings import fail
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
@@ -126,11 +126,7 @@ def write_results(path, rows):
     if before.startswith(text):
         return
     if before and text.startswith(before) and before.endswith("\n"):
-        try:
-            with open(path, "ab", buffering=0) as file:
-                file.write(text[len(before):].encode())
-        except OSError as error:
-            fail(f"cannot write {path}: {error.strerror}")
+        append_to_file(path, text[len(before):])
     else:
         write_files({path: text.encode()})
 

@@ -1,5 +1,6 @@
 """The protocol of the study's evaluations: sampling answers, counting the right ones, the row of results.csv."""
 
+import math
 from collections import Counter
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -96,6 +97,7 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
         train_loss = mean_loss(model, splits["train"], cfg.batch_size)
         same = splits["val"] is splits["train"]
         val_loss = train_loss if same else mean_loss(model, splits["val"], cfg.batch_size)
+        require_finite(train_loss + val_loss, iter_num)
         for task in tasks:
             answers = answer(model, chars, task, task.problems, generator)
             for group in {problem.group for problem in task.problems}:
@@ -104,6 +106,12 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
                 count["held_out"] = tally(task.problems, answers, lambda problem: problem.held_out)
     model.train()
     return row_of(iter_num, count, train_loss, val_loss)
+
+
+def require_finite(number, iter_num):
+    """Ends the program, before anything more is written, if a loss or the sum of the weights is not a number."""
+    if not math.isfinite(number):
+        fail(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; try a lower --learning_rate", status=1)
 
 
 def row_of(iter_num, count, train_loss, val_loss):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 # What a setting may be, whichever script it belongs to: (lowest, highest), both allowed, or the possible values.
 BELOW_1 = math.nextafter(1, 0)
-POSITIVE = math.nextafter(0, 1)
 FINITE = sys.float_info.max
 RANGES = {
     **dict.fromkeys(
@@ -30,7 +29,7 @@ RANGES = {
     **dict.fromkeys("learning_rate min_lr warmup_iters lr_decay_iters max_iters weight_decay grad_clip save_interval "
                     "max_operand jobs".split(), (0, FINITE)),
     **dict.fromkeys("dropout beta1 beta2".split(), (0, BELOW_1)),
-    "temperature": (POSITIVE, FINITE),
+    "temperature": (1e-6, FINITE),
     "seed": (0, 2**32 - 1),
     "data_seed": (-1, 2**32 - 1),
     "line_seed": (-1, 2**32 - 1),
@@ -58,6 +57,7 @@ def configure(*namespaces):
     that is the file's name without `train_`. Any mistake ends the program with status 2. From here
     on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
     """
+    sys.excepthook = _one_line_if_out_of_memory
     _exit_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
     settings = {}  # name -> (default, meaning)
@@ -103,7 +103,7 @@ def _require_range(key, value):
     if key in RANGES:
         lowest, highest = RANGES[key]
         if not value >= lowest:
-            fail(f"{key}={value} must be " + ("above 0" if lowest == POSITIVE else f"at least {lowest}"))
+            fail(f"{key}={value} must be at least {lowest}")
         if value > highest:
             fail(f"{key}={value} must be " + (f"at most {highest}" if type(value) is int else "below 1" if highest == BELOW_1 else "finite"))
 
@@ -198,6 +198,13 @@ def catch_stop():
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, ask)
     return asked
+
+
+def _one_line_if_out_of_memory(kind, error, traceback):
+    if issubclass(kind, MemoryError) or any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+        print(f"error: out of memory ({str(error).splitlines()[0]}): ask for less at once, as with a smaller --batch_size", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _exit_on_signals():

@@ -1,7 +1,8 @@
 """Runs the scripts as a user does, on data prepared in a temporary copy of the project.
 
 `script` starts a process of its own; `call` runs the same file inside the test's process, which
-saves the import of torch and serves where nothing about the process itself is tested.
+saves the import of torch and serves where nothing about the process itself is tested. Scripts that
+compute do so on the CPU unless a test names another --device.
 """
 
 import contextlib
@@ -13,24 +14,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other crawl on a busy machine
+CACHE = tempfile.TemporaryDirectory(prefix="too-big-to-think-tests-")  # of compiled steps and of fonts, not the user's
+os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 DATASETS = ("as_math", "facts_char", "both_math_and_facts")
+HAVE_A_DEVICE = ("train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_paper.py")
 # A training run of a few seconds that has all a long one has: evaluations, best and last checkpoints.
 SHORT = ("--max_iters=40", "--eval_interval=20", "--log_interval=10")
+PATIENCE = 1800  # seconds until a process is taken to hang: far beyond what any takes on a busy machine
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now stays: run_inside's collections need not look through it
 
 
 def copy_project(folder):
-    for source in ("data", "config"):
-        shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("*.bin", "*.pkl", "train.txt"))
+    left_out = shutil.ignore_patterns("__pycache__", "*.bin", "*.pkl", "train.txt")
+    for source in ("data", "config", "study"):
+        shutil.copytree(ROOT / source, folder / source, ignore=left_out)
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
     for dataset in DATASETS:
@@ -54,6 +65,14 @@ def in_tmp(tmp_path, monkeypatch, project):
     return tmp_path
 
 
+def with_device(name, arguments):
+    """The arguments as strings, --device=cpu before them if the script has that setting and they do not set it."""
+    arguments = [str(argument) for argument in arguments]
+    if name in HAVE_A_DEVICE and not any(argument.startswith("--device") for argument in arguments):
+        return ["--device=cpu", *arguments]
+    return arguments
+
+
 @pytest.fixture
 def start(project, in_tmp):
     """start(script, *arguments) -> Popen in the test's folder, with pipes for its output."""
@@ -61,7 +80,7 @@ def start(project, in_tmp):
 
     def start(name, *arguments, **options):
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        command = [sys.executable, "-u", str(project / name), *map(str, arguments)]
+        command = [sys.executable, "-u", str(project / name), *with_device(name, arguments)]
         processes.append(subprocess.Popen(command, cwd=in_tmp, **options))
         return processes[-1]
 
@@ -77,7 +96,7 @@ def script(start):
 
     def script(name, *arguments, **options):
         process = start(name, *arguments, **options)
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         return types.SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
 
     return script
@@ -91,26 +110,24 @@ def call(in_tmp):
 def run_inside(name, *arguments):
     """Runs a script of the project in this process; a traceback fails the test."""
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
-    argv, handlers = sys.argv, {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
-    sys.argv = [str(ROOT / name), *map(str, arguments)]
+    argv, path, hook = sys.argv, sys.path[:], sys.excepthook
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP)}
+    sys.argv = [str(ROOT / name), *with_device(name, arguments)]
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code
+    except Exception:
+        with contextlib.redirect_stderr(stderr):
+            sys.excepthook(*sys.exc_info())  # as the interpreter does
+        code = 1
     finally:
-        sys.argv = argv
+        sys.argv, sys.path[:], sys.excepthook = argv, path, hook
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        gc.collect()  # what a process gives up at its end, the lock on its folder
+        gc.collect()  # what a process gives up at its end: a RunFolder, and with it the lock on the run's folder
     return types.SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
-
-
-class Exploit:
-    """Pickles as a call that makes the folder `exploited` when it is loaded."""
-
-    def __reduce__(self):
-        return os.mkdir, ("exploited",)
 
 
 def refused(result, *words, status=2):

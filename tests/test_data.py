@@ -1,49 +1,131 @@
-"""The datasets are those of the paper (section 3.1), and a damaged file is named."""
+"""The datasets are those of the paper (section 3.1), or the same with other lines left out and in another order."""
 
+import csv
 import errno
+import hashlib
 import os
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATASETS, Exploit, copy_project, refused
+import torch
+from conftest import DATASETS
 
+import data.dataset
+from data.dataset import read_tokens, write_dataset
 from data.tasks import arithmetic, arithmetic_text, capitals, capitals_text, tasks_spelled_by
 
 
-def text_of(project, dataset, split="train"):
-    meta = pickle.loads((project / "data" / dataset / "meta.pkl").read_bytes())
-    ids = np.fromfile(project / "data" / dataset / f"{split}.bin", dtype=np.uint16)
+def text_of(folder, split="train"):
+    """(text, meta.pkl) of the dataset in a folder."""
+    meta = pickle.loads((folder / "meta.pkl").read_bytes())
+    ids = np.fromfile(folder / f"{split}.bin", dtype=np.uint16)
     return "".join(meta["itos"][i] for i in ids), meta
+
+
+def prepared(call, name, *arguments):
+    """(text, meta.pkl) that a prepare.py writes with these arguments."""
+    result = call(f"data/{name}/prepare.py", "--folder=made/here", *arguments)
+    assert result.returncode == 0 and result.stderr == ""
+    return text_of(Path("made/here"))
 
 
 @pytest.mark.parametrize("dataset, characters, vocabulary", [
     ("as_math", 1764, 17), ("facts_char", 1547, 51), ("both_math_and_facts", 3311, 66),
 ])
 def test_a_dataset_has_the_papers_size_and_the_sorted_characters_as_vocabulary(project, dataset, characters, vocabulary):
-    text, meta = text_of(project, dataset)
+    folder = project / "data" / dataset
+    text, meta = text_of(folder)
     assert len(text) == characters
     assert meta["vocab_size"] == vocabulary == len(set(text))
     assert [meta["itos"][i] for i in range(vocabulary)] == sorted(set(text))
     assert meta["stoi"] == {char: i for i, char in meta["itos"].items()}
-    assert text == text_of(project, dataset, "val")[0]
-    assert text == (project / "data" / dataset / "train.txt").read_text()
+    assert text == text_of(folder, "val")[0] == (folder / "train.txt").read_text()
 
 
-def test_the_arithmetic_lines_are_all_problems_but_the_four_held_out_ones_shuffled(project):
-    lines = text_of(project, "as_math")[0].splitlines()
-    expected = {f"<{a}+{b}={a + b}>" for a in range(10) for b in range(10)}
-    expected |= {f"<{a}-{b}={a - b}>" for a in range(10) for b in range(10)}
-    expected -= {"<5+7=12>", "<7+5=12>", "<5-7=-2>", "<7-5=2>"}
+def test_without_options_the_arithmetic_is_the_papers_text_to_the_byte(project):
+    content = (project / "data" / "as_math" / "train.txt").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "027df0cd21c838283f9d990a5984975bb968edd4f794170f2197a9dc60a3b926"
+
+
+def all_lines():
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    return {f"<{a}+{b}={a + b}>" for a, b in pairs} | {f"<{a}-{b}={a - b}>" for a, b in pairs}
+
+
+def test_the_arithmetic_lines_are_all_problems_but_the_four_held_out_ones_mixed(project):
+    text, meta = text_of(project / "data" / "as_math")
+    lines = text.splitlines()
+    expected = all_lines() - {"<5+7=12>", "<7+5=12>", "<5-7=-2>", "<7-5=2>"}
     assert len(lines) == 196 and {line.rstrip() for line in lines} == expected
-    assert all(len(line) == 8 for line in lines)
+    assert all(len(line) == 8 for line in lines) and meta["held_out"] == "5,7"
     assert lines != sorted(lines) and lines[:98] != [line for line in lines if "+" in line]
 
 
+@pytest.mark.parametrize("dataset", ["as_math", "both_math_and_facts"])
+@pytest.mark.parametrize("seed", ["--line_seed=-1", "--line_seed=3"])
+@pytest.mark.parametrize("held_out, left_out", [
+    ("3,4", "<3+4=7> <4+3=7> <3-4=-1> <4-3=1>"),
+    ("3,4;1,8", "<3+4=7> <4+3=7> <3-4=-1> <4-3=1> <1+8=9> <8+1=9> <1-8=-7> <8-1=7>"),
+    ("6,6", "<6+6=12> <6-6=0>"),
+    ("none", ""),
+])
+def test_exactly_the_pairs_that_are_asked_for_are_left_out(call, dataset, seed, held_out, left_out):
+    text, meta = prepared(call, dataset, seed, f"--held_out={held_out}")
+    lines = [line for line in text.splitlines() if line.startswith("<")]
+    assert len(lines) == 200 - len(left_out.split())
+    assert {line.rstrip() for line in lines} == all_lines() - set(left_out.split())
+    assert meta["held_out"] == held_out
+    arithmetic_end = 9 * len(lines)
+    assert text[arithmetic_end:] == (capitals_text() if dataset == "both_math_and_facts" else "")
+
+
+def test_a_line_seed_is_an_order_of_its_own_that_is_the_same_every_time(call):
+    texts = {seed: prepared(call, "as_math", f"--line_seed={seed}")[0] for seed in (-1, 0, 3, 4294967295)}
+    assert texts[-1] == arithmetic_text() and len(set(texts.values())) == 4
+    assert len({"".join(sorted(text)) for text in texts.values()}) == 1
+    assert prepared(call, "as_math", "--line_seed=3")[0] == texts[3]
+    assert hashlib.sha256(texts[3].encode()).hexdigest() == "1395f58f38a551aa6572d5e7348a8a60278b7bb47cbc27194918971b4232e99c"
+
+
+@pytest.mark.parametrize("seed", [-1, 3])
+def test_texts_of_one_seed_with_other_pairs_held_out_differ_in_their_lines_alone(seed):
+    whole = arithmetic_text(seed, "none").splitlines()
+    for held_out, signs in (("5,7", "5+7 7+5 5-7 7-5"), ("3,4;1,8", "3+4 4+3 3-4 4-3 1+8 8+1 1-8 8-1")):
+        assert arithmetic_text(seed, held_out).splitlines() == [line for line in whole if line[1:4] not in signs.split()]
+
+
+@pytest.mark.parametrize("held_out, asked", [("3,4", 40), ("3,4;1,8", 80), ("none", 0)])
+def test_a_dataset_in_a_folder_of_its_own_is_trained_on_and_scored_with_its_own_held_out_pairs(
+        call, in_tmp, monkeypatch, held_out, asked):
+    monkeypatch.setattr(data.dataset, "DATA_DIR", in_tmp / "data")
+    assert call("data/as_math/prepare.py", f"--held_out={held_out}", "--folder=data/other").returncode == 0
+    result = call("train_with_eval.py", "--dataset=other", "--max_iters=20", "--eval_interval=20", "--out_dir=run")
+    assert result.returncode == 0, result.stderr
+    with open("run/results.csv", newline="") as file:
+        assert [row["held_out_total"] for row in csv.DictReader(file)] == [str(asked)] * 2
+    checkpoints = list(Path("run").glob("*.pt"))
+    assert len(checkpoints) == 4
+    assert {torch.load(path, weights_only=True)["held_out"] for path in checkpoints} == {held_out}
+
+    lines = call("eval_as_math.py", "--out_dir=run").stdout.splitlines()
+    marked = [re.match(r"<(\S+)=\S+ +(\d+)/10  held out", line) for line in lines if "/10  held out" in line]
+    pairs = set() if held_out == "none" else {tuple(sorted(pair.split(","))) for pair in held_out.split(";")}
+    assert len(marked) == 4 * len(pairs) and {tuple(sorted(re.findall("[0-9]", match[1]))) for match in marked} == pairs
+    total = [line for line in lines if line.startswith("held out")]
+    if asked:
+        right = sum(int(match[2]) for match in marked)
+        assert len(total) == 1 and total[0].startswith(f"held out ({held_out}): {right} of {asked} (")
+    else:
+        assert total == []
+
+
 def test_the_facts_are_the_50_statements_in_order(project):
-    lines = text_of(project, "facts_char")[0].split("\n")
+    lines = text_of(project / "data" / "facts_char")[0].split("\n")
     assert len(lines) == 51 and lines[-1] == ""
     assert lines[0] == "Capital of France is Paris "
     assert lines[1] == "Capital of the USA is Washington DC "
@@ -54,7 +136,8 @@ def test_the_facts_are_the_50_statements_in_order(project):
 
 
 def test_the_joint_dataset_is_the_arithmetic_then_the_facts(project):
-    assert text_of(project, "both_math_and_facts")[0] == arithmetic_text() + capitals_text()
+    math, facts, both = ((project / "data" / name / "train.txt").read_bytes() for name in DATASETS)
+    assert both == math + facts
 
 
 def test_preparing_twice_from_any_directory_gives_the_same_bytes(project, tmp_path):
@@ -65,14 +148,12 @@ def test_preparing_twice_from_any_directory_gives_the_same_bytes(project, tmp_pa
             [sys.executable, folder / "prepare.py"], cwd=tmp_path, capture_output=True, text=True, check=True
         )
         assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        text, meta = text_of(project, dataset)
+        text, meta = text_of(folder)
         for number in (f"{len(text):,} characters", f"vocabulary: {meta['vocab_size']}", f"tokens: {len(text):,}"):
             assert number in prepare.stdout
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, capsys):
-    from data.dataset import write_dataset
-
     write_dataset(tmp_path, "old text")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     calls, fsync = [], os.fsync
@@ -96,7 +177,7 @@ def test_the_prompts_are_the_whole_grid_with_the_held_out_pairs_marked():
     problems = arithmetic().problems
     assert [sum(p.group == group for p in problems) for group in ("add", "sub")] == [100, 100]
     assert {p.prompt + p.answer for p in problems if p.held_out} == {"<5+7=12", "<7+5=12", "<5-7=-2", "<7-5=2"}
-    beyond = [p for p in arithmetic(19).problems if p.beyond]
+    beyond = [p for p in arithmetic(max_operand=19).problems if p.beyond]
     assert [sum(p.group == group for p in beyond) for group in ("add", "sub")] == [300, 300]
     assert len({p.prompt for p in capitals().problems}) == 50
     assert capitals().problems[1][:2] == ("Capital of the USA is ", "Washington DC")
@@ -107,6 +188,17 @@ def test_a_task_that_the_vocabulary_cannot_spell_is_left_out():
     assert [t.name for t in tasks_spelled_by(set(capitals_text()))] == ["facts"]
     assert [t.name for t in tasks_spelled_by(set(arithmetic_text() + capitals_text()))] == ["math", "facts"]
     assert tasks_spelled_by("abc") == []
+
+
+def test_the_problems_that_are_marked_are_those_of_the_text_that_is_trained_on():
+    [task] = tasks_spelled_by(set(arithmetic_text()), "3,4;1,8")
+    lines = {line.rstrip(" >") for line in arithmetic_text(held_out="3,4;1,8").splitlines()}
+    assert {p.prompt + p.answer for p in task.problems} - lines == {p.prompt + p.answer for p in task.problems if p.held_out}
+    assert sum(p.held_out for p in task.problems) == 8
+
+
+def test_ids_are_int64_for_the_embedding(project):
+    assert read_tokens("as_math", "val", 9).dtype == np.int64
 
 
 @pytest.mark.parametrize("completion, answer", [
@@ -124,44 +216,3 @@ def test_an_arithmetic_answer_is_the_signed_integer_right_after_the_equals_sign(
 ])
 def test_a_capital_is_the_text_up_to_the_first_line_end(completion, answer):
     assert capitals().read_answer(completion) == answer
-
-
-@pytest.fixture
-def broken(tmp_path, monkeypatch):
-    """A private copy of the prepared data that a test may damage."""
-    import data.dataset
-
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    copy_project(folder)
-    monkeypatch.setattr(data.dataset, "DATA_DIR", folder / "data")
-    return folder / "data" / "as_math"
-
-
-def test_a_damaged_dataset_is_named_with_what_to_do(call, broken):
-    train, again = broken / "train.bin", "python data/as_math/prepare.py"
-    good, meta = train.read_bytes(), (broken / "meta.pkl").read_bytes()
-
-    def attempt(*arguments):
-        return call("train_with_eval.py", "--max_iters=1", *arguments)
-
-    refused(attempt("--dataset=shakespeare"), "shakespeare", "as_math", "facts_char")
-    train.write_bytes(good[:1000])
-    refused(attempt(), "train.bin", "500 tokens", "1764", again)
-    train.write_bytes(good[:1001])
-    refused(attempt(), "train.bin", "odd", again)
-    train.write_bytes(good[:-2] + b"\x63\x00")
-    refused(attempt(), "train.bin", "99", "17", again)
-    train.write_bytes(good)
-    refused(attempt("--block_size=1764"), "1764", "block_size")
-    train.unlink()
-    refused(attempt(), "train.bin", again)
-    train.write_bytes(good)
-    for content in (b"", meta[:100], b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"vocab_size": 3})):
-        (broken / "meta.pkl").write_bytes(content)
-        refused(attempt(), "meta.pkl", "damaged", again)
-    (broken / "meta.pkl").write_bytes(pickle.dumps(Exploit()))
-    refused(attempt(), "meta.pkl", "damaged", again)
-    (broken / "meta.pkl").unlink()
-    refused(attempt(), "not prepared", again)
-    assert not os.path.exists("exploited") and not os.path.exists("out")  # nothing ran, nothing was written

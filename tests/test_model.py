@@ -1,23 +1,122 @@
-"""The model is nanoGPT's with an MLP expansion; batched generation equals one prompt at a time."""
+"""The model is nanoGPT's with an MLP expansion, and many samples at once are what one at a time would be."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import refused
-from torch.nn import functional as F
+from torch import nn
 
 from data.dataset import read_tokens
-from model import GPT, GPTConfig, short_attention
+from model import GPT, GPTConfig
+from study.scoring import sample
 
 SIZES = {"n14": (1, 1, 14, 1), "n28": (1, 1, 28, 1), "n56": (1, 1, 56, 1), "MLT": (6, 6, 384, 4)}
+SHAPES = {"as_math": (9, 17), "facts_char": (24, 51), "both_math_and_facts": (24, 66)}  # block size, vocabulary
+each_model = pytest.mark.parametrize("size", SIZES)
+each_dataset = pytest.mark.parametrize("dataset", SHAPES)
 
 
-def build(size, vocab_size, block_size, **fields):
+def build(size, block_size, vocab_size, **fields):
     n_layer, n_head, n_embd, m = SIZES[size]
     torch.manual_seed(1337)
     return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, bias=False, mlp_expansion=m, **fields)).eval()
+
+
+class PlainGPT(nn.Module):
+    """nanoGPT's GPT stated in the plainest form, without biases and dropout; its MLP is m times as wide as the rest."""
+
+    def __init__(self, block_size, vocab_size, n_layer, n_head, width, m):
+        super().__init__()
+        self.n_head = n_head
+        self.token = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(block_size, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({
+                "norm_1": nn.LayerNorm(width, bias=False),
+                "qkv": nn.Linear(width, 3 * width, bias=False),
+                "attention_out": nn.Linear(width, width, bias=False),
+                "norm_2": nn.LayerNorm(width, bias=False),
+                "up": nn.Linear(width, m * width, bias=False),
+                "down": nn.Linear(m * width, width, bias=False),
+            })
+            for _ in range(n_layer)
+        )
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.token.weight = self.head.weight
+        inner = [layer[name] for layer in self.layers for name in ("qkv", "attention_out", "up", "down")]
+        for module in (self.token, self.position, *inner, self.head):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        for layer in self.layers:
+            nn.init.normal_(layer["attention_out"].weight, 0.0, 0.02 / math.sqrt(2 * n_layer))
+            nn.init.normal_(layer["down"].weight, 0.0, 0.02 / math.sqrt(2 * n_layer))
+
+    def attention(self, q, k, v):
+        """Of one head: each position over itself and those before it."""
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.size(2))
+        after = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        return torch.softmax(scores.masked_fill(after, -math.inf), dim=2) @ v
+
+    def forward(self, idx, targets):
+        x = self.token(idx) + self.position(torch.arange(idx.size(1)))
+        for layer in self.layers:
+            qkv = layer["qkv"](layer["norm_1"](x)).chunk(3, dim=2)
+            heads = zip(*(part.chunk(self.n_head, dim=2) for part in qkv))
+            x = x + layer["attention_out"](torch.cat([self.attention(*head) for head in heads], dim=2))
+            hidden = layer["up"](layer["norm_2"](x))
+            x = x + layer["down"](hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
+        logits = self.head(self.norm(x))
+        return logits, -logits.log_softmax(dim=2).gather(2, targets[:, :, None]).mean()
+
+
+def build_plain(size, block_size, vocab_size):
+    n_layer, n_head, width, m = SIZES[size]
+    torch.manual_seed(1337)
+    return PlainGPT(block_size, vocab_size, n_layer, n_head, width, m)
+
+
+@each_dataset
+@each_model
+def test_the_seed_draws_nanogpts_initial_weights_bit_for_bit(size, dataset):
+    ours, plain = build(size, *SHAPES[dataset]), build_plain(size, *SHAPES[dataset])
+    for (name, p), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, theirs), name
+
+
+@pytest.mark.parametrize("size, dataset", [
+    *((size, dataset) for size in ("n14", "n28", "n56") for dataset in SHAPES), ("MLT", "both_math_and_facts")])
+def test_loss_and_gradients_are_nanogpts(size, dataset):
+    block_size, vocab_size = SHAPES[dataset]
+    ours, plain = build(size, block_size, vocab_size).double(), build_plain(size, block_size, vocab_size).double()
+    batch = torch.randint(vocab_size, (4, block_size + 1), generator=torch.Generator().manual_seed(0))
+    for model in (ours, plain):
+        with torch.no_grad():
+            for p in model.parameters():  # far from the start, where attention is nearly uniform
+                p *= 2 if size == "MLT" else 8
+    (logits, loss), (plain_logits, plain_loss) = (model(batch[:, :-1], batch[:, 1:]) for model in (ours, plain))
+    loss.backward()
+    plain_loss.backward()
+    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-10)
+    assert torch.allclose(logits, plain_logits, rtol=1e-9, atol=1e-9)
+    for (name, p), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert theirs.grad.norm() > 0 and (p.grad - theirs.grad).norm() < 1e-10 * theirs.grad.norm(), name
+
+
+# The first evaluation of the published runs, seed 1337: it depends on the initial weights and the text only.
+@pytest.mark.parametrize("dataset, losses", [
+    ("as_math", (2.8537, 2.8834, 2.9262, 3.0427)),
+    ("facts_char", (3.9292, 3.9571, 3.9553, 4.0783)),
+    ("both_math_and_facts", (4.1977, 4.1925, 4.2375, 4.3143)),
+])
+def test_the_first_loss_is_that_of_the_published_runs(project, dataset, losses):
+    block_size, vocab_size = SHAPES[dataset]
+    tokens = torch.from_numpy(read_tokens(dataset, "train", block_size))
+    windows = tokens.unfold(0, block_size + 1, 1)
+    for size, published in zip(SIZES, losses):
+        some, tolerance = (windows[::8], 0.01) if size == "MLT" else (windows, 0.001)  # all of them would take the MLT long
+        with torch.no_grad():
+            _, loss = build(size, block_size, vocab_size)(some[:, :-1], some[:, 1:])
+        assert loss.item() == pytest.approx(published, abs=tolerance), size
 
 
 @pytest.mark.parametrize("size, counts", [
@@ -25,26 +124,12 @@ def build(size, vocab_size, block_size, **fields):
     ("MLT", (10628352, 10641408, 10647168)),
 ])
 def test_the_parameter_counts_are_the_papers(size, counts):
-    assert tuple(build(size, vocab, 9).num_params() for vocab in (17, 51, 66)) == counts
-
-
-# The first evaluation of the published runs, seed 1337: it depends on the initial weights only.
-@pytest.mark.parametrize("dataset, vocab_size, block_size, losses", [
-    ("as_math", 17, 9, (2.8537, 2.8834, 2.9262, 3.0427)),
-    ("facts_char", 51, 24, (3.9292, 3.9571, 3.9553, 4.0783)),
-    ("both_math_and_facts", 66, 24, (4.1977, 4.1925, 4.2375, 4.3143)),
-])
-def test_the_seed_draws_the_weights_of_the_published_runs(project, dataset, vocab_size, block_size, losses):
-    tokens = torch.from_numpy(read_tokens(dataset, "train", block_size))
-    windows = tokens.unfold(0, block_size + 1, 1)[::8]  # enough for the tolerance
-    for size, published in zip(SIZES, losses):
-        with torch.no_grad():
-            _, loss = build(size, vocab_size, block_size)(windows[:, :-1], windows[:, 1:])
-        assert loss.item() == pytest.approx(published, abs=0.01), size
+    with torch.device("meta"):
+        assert tuple(build(size, *shape).num_params() for shape in SHAPES.values()) == counts
 
 
 def test_parameter_names_are_nanogpts():
-    names = set(build("n14", 17, 9).state_dict())
+    names = set(build("n14", 9, 17).state_dict())
     assert names == {
         "transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight",
         "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_proj.weight", "transformer.h.0.ln_2.weight",
@@ -57,7 +142,7 @@ def test_parameter_names_are_nanogpts():
 
 
 def test_a_token_does_not_see_the_ones_after_it():
-    model = build("n28", 17, 9)
+    model = build("n28", 9, 17)
     idx = torch.randint(17, (5, 9), generator=torch.Generator().manual_seed(0))
     changed = idx.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 17
@@ -65,102 +150,26 @@ def test_a_token_does_not_see_the_ones_after_it():
     assert not torch.allclose(model.hidden(idx)[:, 6:], model.hidden(changed)[:, 6:], atol=1e-3)
 
 
-def test_the_cpus_attention_is_torchs():
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(7, 3, 9, 5, generator=generator) for _ in range(3))
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    q = q * 5**-0.5
-    assert torch.allclose(short_attention(q, k, v, 0.0), expected, atol=1e-6)
-    # With dropout, weights are zeroed or scaled by 1 / (1 - p): the mean over many draws is the same.
-    torch.manual_seed(0)
-    mean = torch.stack([short_attention(q, k, v, 0.3) for _ in range(4000)]).mean(dim=0)
-    assert torch.allclose(mean, expected, atol=0.08) and not torch.equal(mean, expected)
-
-
-def test_rows_can_be_weighed_in_the_loss():
-    model = build("n14", 17, 9)
-    batch = torch.randint(17, (6, 10), generator=torch.Generator().manual_seed(0))
-    rows = torch.tensor([0, 1, 1, 1, 4, 5])
-    _, repeated = model(batch[rows, :-1], batch[rows, 1:])
-    unique, counts = rows.unique(return_counts=True)
-    _, weighed = model(batch[unique, :-1], batch[unique, 1:], counts / counts.sum())
-    assert weighed.item() == pytest.approx(repeated.item(), rel=1e-6)
-
-
-def prompts_of(lengths, vocab_size, generator):
-    return [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
-
-
-def padded(prompts, filler):
-    idx = torch.full((len(prompts), max(map(len, prompts))), filler)
-    for row, prompt in zip(idx, prompts):
-        row[: len(prompt)] = prompt
-    return idx, torch.tensor([len(prompt) for prompt in prompts])
-
-
-@pytest.mark.parametrize("size", ["n28", "MLT"])
-def test_prompts_of_different_lengths_at_once_equal_one_at_a_time(size):
-    generator = torch.Generator().manual_seed(1)
-    model = build(size, 17, 9)
-    for parameter in model.parameters():  # far from the nearly uniform start, so that top_k=1 is decided
-        parameter.data *= 8 if size == "n28" else 2
-    prompts = prompts_of([1, 3, 9, 14, 5, 3, 20, 1], 17, generator)  # some longer than the block
-    prompts += [prompts[1], prompts[3]]  # and some twice
-    idx, lengths = padded(prompts, filler=16)
-    tokens, ends = model.generate(idx, 12, temperature=0.7, top_k=1, lengths=lengths)
-    for row, end, prompt in zip(tokens, ends, prompts):
-        text = prompt
-        for _ in range(12):  # nanoGPT's loop
-            with torch.no_grad():
-                logits = model.lm_head(model.hidden(text[None, -9:]))[0, -1]
-            text = torch.cat([text, logits.argmax()[None]])
-        assert row[:end].tolist() == text.tolist()
-
-
-def test_a_row_ends_with_its_stop_token_and_the_others_go_on():
-    generator = torch.Generator().manual_seed(2)
-    model = build("n14", 5, 9)
-    idx, lengths = padded(prompts_of([2, 4, 3] * 20, 5, generator), filler=0)
-    tokens, ends = model.generate(idx, 8, lengths=lengths, stop=3, generator=generator)
-    for row, start, end in zip(tokens.tolist(), lengths.tolist(), ends.tolist()):
-        new = row[start:end]
-        assert 3 not in new[:-1] and (new[-1] == 3 or len(new) == 8)
-    assert len(set((ends - lengths).tolist())) > 2
-
-
-def test_samples_follow_the_softmax_and_equal_prompts_are_sampled_apart():
-    model = build("n14", 5, 9)
-    model.lm_head.weight.data *= 12
-    prompt = torch.tensor([[1, 2]])
-    with torch.no_grad():
-        logits = model.lm_head(model.hidden(prompt))[0, -1] / 0.8
-    kth = logits.topk(3).values[-1]
-    expected = logits.masked_fill(logits < kth, -math.inf).softmax(dim=0)
-    generator = torch.Generator().manual_seed(0)
-    tokens, _ = model.generate(prompt.repeat(20_000, 1), 1, temperature=0.8, top_k=3, generator=generator)
-    share = torch.bincount(tokens[:, 2], minlength=5) / 20_000
-    assert (share - expected).abs().max() < 0.02 and (expected > 0).sum() == 3 and expected.max() < 0.95
-
-
-def test_sampling_draws_from_its_own_generator_only():
-    model = build("n14", 17, 9)
-    idx = torch.zeros(10, 3, dtype=torch.long)
-    before = torch.get_rng_state()
-    first, _ = model.generate(idx, 6, generator=torch.Generator().manual_seed(5))
-    second, _ = model.generate(idx, 6, generator=torch.Generator().manual_seed(5))
-    other, _ = model.generate(idx, 6, generator=torch.Generator().manual_seed(6))
-    assert torch.equal(first, second) and not torch.equal(first, other)
-    assert torch.equal(before, torch.get_rng_state())
+def test_dropout_falls_on_training_only():
+    idx = torch.randint(17, (5, 9), generator=torch.Generator().manual_seed(0))
+    model, without = build("n28", 9, 17, dropout=0.3), build("n28", 9, 17)
+    assert torch.equal(model.hidden(idx), without.hidden(idx)) and torch.equal(without.train().hidden(idx), without.eval().hidden(idx))
+    model.train()
+    assert not torch.allclose(model.hidden(idx), model.hidden(idx), atol=1e-2)
 
 
 def test_weight_decay_falls_on_matrices_only():
-    groups = build("n14", 17, 9).configure_optimizer(0.1, 1e-2, (0.9, 0.99)).param_groups
+    groups = build("n14", 9, 17).configure_optimizer(0.1, 1e-2, (0.9, 0.99)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert {p.dim() for p in groups[0]["params"]} == {2} and {p.dim() for p in groups[1]["params"]} == {1}
 
 
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="n_embd=14 is not divisible by n_head=4"):
+        GPT(GPTConfig(n_embd=14, n_head=4))
+
+
 def test_a_checkpoint_of_nanogpt_can_be_sampled(call, in_tmp):
-    model = build("n14", 17, 9)
     args = dict(n_layer=1, n_head=2, n_embd=16, block_size=9, bias=True, vocab_size=17, dropout=0.0)
     model = GPT(GPTConfig(**args))
     torch.save({
@@ -171,11 +180,114 @@ def test_a_checkpoint_of_nanogpt_can_be_sampled(call, in_tmp):
     assert result.returncode == 0 and result.stdout.count("<1+1=") >= 2
 
 
-def test_heads_must_divide_the_width(call):
-    with pytest.raises(ValueError, match="n_embd=14 is not divisible by n_head=4"):
-        GPT(GPTConfig(n_embd=14, n_head=4))
-    refused(call("train_with_eval.py", "--n_head=4"), "n_embd=14", "n_head=4")
+# Sampling
+
+CHARS = "abcdefghijklmnopq"
 
 
-def test_ids_are_int64_for_the_embedding(project):
-    assert read_tokens("as_math", "val", 9).dtype == np.int64
+def decided(size="n28", vocab_size=17):
+    """A model far from the nearly uniform start, so that some characters are much likelier than others."""
+    model = build(size, 9, vocab_size)
+    for p in model.parameters():
+        p.data *= 2 if size == "MLT" else 8
+    return model
+
+
+def words(lengths, chars=CHARS):
+    generator = torch.Generator().manual_seed(1)
+    return ["".join(chars[i] for i in torch.randint(len(chars), (n,), generator=generator)) for n in lengths]
+
+
+@torch.no_grad()
+def next_logits(model, idx):
+    """Logits (B, vocab_size) of what follows the token ids idx (B, T), by the whole forward pass."""
+    idx = idx[:, -model.config.block_size :]
+    return model(idx, torch.zeros_like(idx))[0][:, -1]
+
+
+def likeliest(model, prompt, new):
+    """The likeliest `new` characters after a prompt, one after the other."""
+    idx = torch.tensor([[CHARS.index(char) for char in prompt]])
+    for _ in range(new):
+        idx = torch.cat([idx, next_logits(model, idx).argmax(dim=1, keepdim=True)], dim=1)
+    return "".join(CHARS[i] for i in idx[0, len(prompt):])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", ["n28", "MLT"])
+def test_prompts_of_different_lengths_at_once_equal_one_at_a_time(size):
+    model = decided(size)
+    prompts = words([1, 3, 9, 14, 5, 3, 20, 1])  # some longer than the block
+    prompts += [prompts[1], prompts[3]]  # and some twice
+    texts = sample(model, CHARS, prompts, 2, 12, temperature=0.7, top_k=1, generator=seeded())
+    assert texts == [[likeliest(model, prompt, 12)] * 2 for prompt in prompts]
+    assert len({text for text, _ in texts}) > 4
+
+
+def test_a_long_prompt_is_continued_as_its_last_characters_are():
+    model = decided()
+    [long] = words([30])
+    [whole], [end] = (sample(model, CHARS, [prompt], 20, 12, 1.0, None, seeded()) for prompt in (long, long[-9:]))
+    assert whole == end and len(set(whole)) > 10
+
+
+def test_a_sample_ends_with_its_stop_character_and_the_others_go_on():
+    model = build("n14", 9, 5)
+    texts = sample(model, CHARS[:5], words([2, 4, 3], CHARS[:5]), 20, 8, 1.0, None, seeded(), stop="d")
+    for text in sum(texts, []):
+        assert "d" not in text[:-1] and (text[-1] == "d" or len(text) == 8)
+    assert len({len(text) for text in sum(texts, [])}) > 2
+
+
+def test_stopping_cuts_a_text_and_changes_nothing_before():
+    model, prompts = decided(), words([3, 12, 5, 7, 1, 9])
+    whole, cut = (sample(model, CHARS, prompts, 2, 12, 1.0, 1, seeded(), stop) for stop in (None, "e"))
+    assert cut == [[text[: text.index("e") + 1] if "e" in text else text for text in texts] for texts in whole]
+    assert whole != cut
+
+
+def test_samples_follow_the_softmax_of_their_own_context():
+    chars = CHARS[:5]
+    model = build("n14", 9, 5)
+    model.lm_head.weight.data *= 12
+    prompts, each = ["bc", "e", "bc"], 20_000
+    texts = sample(model, chars, prompts, each, 2, temperature=0.8, top_k=3, generator=seeded())
+    compared = 0
+    for prompt, group in zip(prompts, texts):
+        assert len(group) == each
+        for before in ("", *chars):  # the first new character, and the second after each first one
+            following = [text[len(before)] for text in group if text.startswith(before)]
+            if len(following) < 2000:
+                continue
+            logits = next_logits(model, torch.tensor([[chars.index(char) for char in prompt + before]]))[0] / 0.8
+            expected = logits.masked_fill(logits < logits.topk(3).values[-1], -math.inf).softmax(dim=0)
+            share = torch.tensor([following.count(char) / len(following) for char in chars])
+            assert (share - expected).abs().max() < 0.04 and (expected > 0)[share > 0].all()
+            assert expected.max() < 0.95
+            compared += 1
+    assert compared >= 6 and texts[0] != texts[2]
+
+
+def test_sampling_draws_from_its_own_generator_only():
+    model = build("n14", 9, 17)
+    before = torch.get_rng_state()
+    first, second, other = (sample(model, CHARS, ["abc", "d"], 10, 6, 1.0, None, seeded(seed)) for seed in (5, 5, 6))
+    assert first == second != other
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("top_k", [1, 3, None, 1000])
+def test_generate_is_nanogpts_loop(top_k):
+    model = decided()
+    start = torch.randint(17, (6, 4), generator=seeded())
+    generator, idx = seeded(7), start
+    for _ in range(10):  # beyond the block
+        logits = next_logits(model, idx) / 0.7
+        if top_k is not None:
+            logits[logits < logits.topk(min(top_k, 17)).values[:, -1:]] = -math.inf
+        drawn = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)
+        idx = torch.cat([idx, logits.argmax(dim=1, keepdim=True) if top_k == 1 else drawn], dim=1)
+    assert torch.equal(model.generate(start, 10, temperature=0.7, top_k=top_k, generator=seeded(7)), idx)

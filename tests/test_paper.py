@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SHORT, refused
+from conftest import ROOT, SHORT
 
 import run_paper
 import tabulate_all_models
-from configurator import run_config_file
-from plot_results import read_results
+from study.results import best_evaluation, read_results
+from study.settings import run_config_file
 
 RESULTS = ROOT / "results"
 COLUMNS = "iter,add_correct,add_total,sub_correct,sub_total,facts_correct,facts_total,val_loss,held_out_correct,held_out_total"
@@ -40,7 +40,7 @@ def test_the_paper_is_24_runs_and_13_of_the_search():
 
 def test_runs_are_made_complete_resumed_and_skipped(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
-    runs = {"one": ("config/train_math_mini_14.py", {"n_embd": 4}), "two": ("config/train_facts_mini_14.py", {"n_embd": 4})}
+    runs = {"one": ("config/train_math_mini_14.py", {"seed": 1}), "two": ("config/train_facts_mini_14.py", {})}
     cfg = SimpleNamespace(device="cpu", max_iters=3)
     assert run_paper.run_all(runs, tmp_path, cfg, jobs=2, threads={"OMP_NUM_THREADS": "1"}) == []
     assert "2 runs, 0 of them complete" in capfd.readouterr().out
@@ -63,11 +63,12 @@ def test_runs_are_made_complete_resumed_and_skipped(project, monkeypatch, tmp_pa
 def test_a_run_says_how_it_was_made(call, in_tmp):
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     info = json.loads(Path("run/run.json").read_text())
-    assert info["command"].endswith(" ".join(["train_with_eval.py", *SHORT, "--out_dir=run"]))
+    assert info["command"].endswith(" ".join(["train_with_eval.py", "--device=cpu", *SHORT, "--out_dir=run"]))
     assert info["config"]["max_iters"] == 40 and info["config"]["n_embd"] == 14 and info["num_params"] == 1456
     assert info["python"] == sys.version.split()[0] and info["device"] == "cpu" and info["threads"] >= 1
     assert set(info["seconds"]) == {"training", "evaluation", "saving"} and all(s > 0 for s in info["seconds"].values())
-    assert {"start_time", "commit", "device_name", "torch", "driver", "dtype", "processes"} <= info.keys()
+    assert {"start_time", "commit", "device_name", "torch", "driver", "dtype", "step", "processes"} <= info.keys()
+    assert info["held_out"] == "5,7" and info["iter_num"] == 40 and info["earlier_parts"] == []
     assert call("train_with_eval.py", *SHORT, "--out_dir=run", "--max_iters=60", "--init_from=resume").returncode == 0
     info = json.loads(Path("run/run.json").read_text())
     assert info["iter_num"] == 60 and [part["iter_num"] for part in info["earlier_parts"]] == [40]
@@ -96,9 +97,23 @@ def test_the_joint_table_has_the_combined_score(tmp_path):
     assert cells(table, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
 
 
-def test_a_folder_without_runs_makes_no_table(call, in_tmp):
-    refused(call("tabulate_all_models.py", "--root_dir=nowhere"), "nowhere", "does not exist")
-    refused(call("tabulate_all_models.py", "--root_dir=."), "none of the runs")
+def test_a_table_names_the_pairs_that_its_runs_hold_out_and_the_machines_that_made_them(tmp_path):
+    row = "20000,600,1000,500,1000,0,0,2.8,80,80"
+    made = {"iter_num": 20_000, "seconds": {"training": 9.0}, "device": "cpu", "device_name": "Some CPU", "threads": 1,
+            "dtype": "float32", "torch": "9.9", "num_params": 1456, "held_out": "3,4;1,8"}
+    runs = {f"n{n}": tmp_path / f"math_mini_{n}" for n in (14, 28, 56)}
+    for folder in runs.values():
+        write_results(folder, [row])
+    stepped = made | {"step": "C step (cc, AVX2)", "threads": 2}
+    (runs["n14"] / "run.json").write_text(json.dumps(made | {"earlier_parts": [stepped]}))
+    (runs["n28"] / "run.json").write_text(json.dumps(stepped))
+    table = tabulate_all_models.table("math", runs, "")
+    assert cells(table, "model")[4] == "(3,4;1,8 and 5,7)"
+    assert cells(table, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
+    assert cells(table, "n28")[4] == "0/40 / 80/80" and cells(table, "n28")[-1] == "100% (1 of 1)"
+    assert table.splitlines()[-1] == (
+        "Made on: math_mini_14, math_mini_28: Some CPU, 2 threads, float32, torch 9.9, C step (cc, AVX2); "
+        "math_mini_14: Some CPU, 1 thread, float32, torch 9.9.")
 
 
 @pytest.mark.parametrize("suffix", ["", "_wd"])
@@ -120,6 +135,7 @@ def test_a_published_run_is_complete_and_of_its_config(folder):
     config_file, settings = run_paper.paper_runs(mlt=True)[folder.name]
     stated = run_config_file(ROOT / config_file) | settings
     assert {key: info["config"][key] for key in stated} == stated and info["config"]["seed"] == 1337
+    assert info.get("held_out", "5,7") == "5,7"
     assert (folder / "plot.png").exists()
 
 
@@ -127,7 +143,7 @@ def test_a_published_model_is_sampled_and_scored_without_training(call, tmp_path
     scored = call("eval_as_math.py", f"--out_dir={RESULTS / 'math_mini_14'}")
     assert scored.returncode == 0, scored.stderr
     results = read_results(RESULTS / "math_mini_14")
-    best = results["add_correct"][tabulate_all_models.best_evaluation(results)]
+    best = results["add_correct"][best_evaluation(results)]
     added = re.search(r"^addition: (\d+) of 1000", scored.stdout, re.MULTILINE)
     assert int(added[1]) == pytest.approx(best, abs=20)  # another processor may round a close call otherwise
     assert call("sample.py", f"--out_dir={RESULTS / 'math_mini_14'}", "--ckpt=ckpt_best_math.pt", "--start=<7-5").returncode == 0

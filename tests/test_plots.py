@@ -6,10 +6,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import refused
 
 import plot_all_models
 import plot_results
+from study.results import read_results
 
 # The columns of the published runs: no held_out_*, no combined_acc.
 HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
@@ -124,33 +124,6 @@ def test_the_grids_name_the_runs_that_are_missing(call, in_tmp, suffix):
         assert min(image.shape[:2]) > 1200 and path.stat().st_size < 500_000
 
 
-def test_no_run_at_all_is_an_error(call, in_tmp):
-    refused(call("plot_all_models.py"), "math_mini_14", "train_with_eval.py")
-    refused(call("plot_all_models.py", "--root_dir=nowhere"), "nowhere", "does not exist")
-    assert not list(in_tmp.glob("*.png"))
-
-
-def test_a_results_file_that_cannot_be_plotted_is_named(call, in_tmp):
-    def attempt(content):
-        folder = in_tmp / "run"
-        folder.mkdir(exist_ok=True)
-        (folder / "results.csv").write_bytes(content)
-        return call("plot_results.py", "--model_folder=run")
-
-    rows = math_rows()
-    refused(call("plot_results.py", "--model_folder=nowhere"), "nowhere/results.csv")
-    refused(attempt(b""), "results.csv", "empty")
-    refused(attempt((HEADER + "\n").encode()), "no evaluation yet")
-    refused(attempt(b"a,b,c\n1,2,3\n"), "lacks the columns iter")
-    refused(attempt("\n".join([HEADER, rows[0], "250,1,2", rows[2], ""]).encode()), "line 3")
-    refused(attempt("\n".join([HEADER, rows[0].replace("910", "many"), ""]).encode()), "line 2")
-    refused(attempt(b"\xff\xfe\x00"), "results.csv", "not text")
-    attempt("\n".join([HEADER, rows[0], ""]).encode())
-    (in_tmp / "run" / "plot.png").unlink()
-    refused(call("plot_results.py", "--model_folder=run", "--log_x"), "after iteration 0", "logarithmic")
-    assert not (in_tmp / "run" / "plot.png").exists()
-
-
 def test_a_last_line_that_is_cut_is_left_out_and_said_so(call, project, in_tmp):
     folder = write_results(in_tmp / "run", math_rows())
     whole = (folder / "results.csv").read_text()
@@ -158,4 +131,4 @@ def test_a_last_line_that_is_cut_is_left_out_and_said_so(call, project, in_tmp):
         (folder / "results.csv").write_text(whole[:-cut])
         result = call("plot_results.py", "--model_folder=run")
         assert result.returncode == 0 and "last line" in result.stderr and "cut off" in result.stderr
-        assert np.array_equal(plot_results.read_results(folder)["iter"], [0, 250, 500, 750])
+        assert np.array_equal(read_results(folder)["iter"], [0, 250, 500, 750])

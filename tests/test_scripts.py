@@ -1,14 +1,11 @@
-"""Sampling and scoring a trained model from its checkpoint alone; every wrong request gets one line."""
+"""Sampling and scoring a trained model from its checkpoint alone, and measuring what training costs."""
 
-import os
 import re
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import Exploit, refused
+from conftest import PATIENCE, run_inside
 
 SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
 
@@ -30,8 +27,6 @@ def scores(stdout):
 @pytest.fixture(scope="session")
 def knowing(runs, tmp_path_factory):
     """A run folder whose model has learnt a little, so that right and wrong answers both occur."""
-    from conftest import run_inside
-
     folder = tmp_path_factory.mktemp("knowing")
     result = run_inside("train_with_eval.py", "--dataset=both_math_and_facts", "--block_size=24", "--n_embd=56",
                         "--batch_size=128", "--warmup_iters=100", "--max_iters=400", "--eval_interval=200",
@@ -70,7 +65,7 @@ def test_output_into_head_ends_quietly(start, runs):
     process.stdout.readline()
     process.stdout.close()
     process.stdout = None
-    assert process.communicate(timeout=60)[1] == "" and process.returncode in (0, -signal.SIGPIPE)
+    assert process.communicate(timeout=PATIENCE)[1] == "" and process.returncode in (0, -signal.SIGPIPE)
 
 
 def test_one_operation_and_larger_operands(call, runs):
@@ -112,68 +107,10 @@ def test_samples_continue_the_prompt(call, runs, in_tmp):
     assert call("sample.py", *arguments, "--start=FILE:prompt.txt").stdout == first.stdout
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--start=<7*5"], ["'*'", "vocabulary"]),
-    (["--start="], ["empty"]),
-    (["--start=FILE:nowhere.txt"], ["nowhere.txt", "No such file"]),
-    (["--temperature=0"], ["temperature=0.0", "above 0"]),
-    (["--num_samples=0"], ["num_samples=0", "at least 1"]),
-    (["--ckpt=ckpt_best_facts.pt"], ["ckpt_best_facts.pt", "it holds ckpt.pt"]),
-    (["--device=warp"], ["warp"]),
-    (["surplus.py"], ["surplus.py", "does not exist"]),
-])
-def test_a_wrong_request_for_samples_gets_one_line(call, runs, arguments, words):
-    refused(call("sample.py", f"--out_dir={runs / 'math_mini_14'}", *arguments), *words)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named(call, runs):
-    for name in ("sample.py", "eval_as_math.py", "train_with_eval.py"):
-        refused(call(name, f"--out_dir={runs / 'math_mini_14'}", "--device=cuda"), "cuda", "--device=auto")
-
-
-@pytest.mark.parametrize("name", ["sample.py", "eval_as_math.py", "eval_capitals.py"])
-def test_a_folder_that_is_not_there_is_named(call, name):
-    refused(call(name, "--out_dir=nowhere"), "nowhere", "does not exist")
-
-
-def test_a_model_is_not_scored_on_what_it_cannot_spell(call, runs):
-    refused(call("eval_capitals.py", f"--out_dir={runs / 'math_mini_14'}"), "not trained on this task", "vocabulary")
-    refused(call("eval_as_math.py", f"--out_dir={runs / 'facts_mini_14'}"), "not trained on this task", "vocabulary")
-    refused(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--operation=division"), "division", "addition")
-    refused(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--max_operand=-1"), "max_operand=-1")
-
-
-def test_a_damaged_checkpoint_is_named_and_runs_no_code(call, runs, in_tmp):
-    shutil.copytree(runs / "math_mini_14", "run")
-    path, good = Path("run/ckpt.pt"), Path("run/ckpt.pt").read_bytes()
-
-    def attempt():
-        return call("sample.py", "--out_dir=run", "--start=<7-5")
-
-    for content in (good[: len(good) // 2], b"", b"not a checkpoint"):
-        path.write_bytes(content)
-        refused(attempt(), "ckpt.pt", "damaged")
-    checkpoint = torch.load("run/ckpt_last.pt", weights_only=True)
-    for change in ({"n_embd": 28}, {"n_layer": 2}, {"vocab_size": 99}, {"unheard_of": 1}, {"n_head": 4}):
-        torch.save(checkpoint | {"model_args": checkpoint["model_args"] | change}, path)
-        refused(attempt(), "ckpt.pt")
-    torch.save(checkpoint | {"model": [1, 2]}, path)
-    refused(attempt(), "ckpt.pt", "does not fit")
-    torch.save(checkpoint["model"], path)
-    refused(attempt(), "ckpt.pt", "model_args")
-    torch.save({"model": Exploit(), "model_args": {}}, path)
-    refused(attempt(), "ckpt.pt", "damaged")
-    assert not Path("exploited").exists()
-    path.unlink()
-    refused(attempt(), "run holds no ckpt.pt")
-
-
 def test_bench_prints_its_table(call, in_tmp):
     result = call("bench.py", "--blocks=2", "--block_iters=3", "--evals=1", "--matrix_size=64", "--plain")
     assert result.returncode == 0, result.stderr
-    for row in ("one iteration", "tokens a second", "GFLOP/s", "floor of", "one evaluation", "one best checkpoint",
-                "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy", "plain version", "times as long"):
+    for row in ("one update", "tokens a second", "GFLOP/s", "roofline", "one evaluation", "one best checkpoint",
+                "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy", "plain loop", "times as long"):
         assert row in result.stdout
     assert not list(in_tmp.iterdir())
-    refused(call("bench.py", "--blocks=0"), "blocks=0")
