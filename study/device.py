@@ -52,14 +52,11 @@ def seed_everything(seed, device):
     np.random.seed(seed)
     torch.manual_seed(seed)  # the CPU and every CUDA device
     if device.type == "cuda":  # the CPU's kernels are deterministic as they are
-        from torch._inductor import config as inductor  # slow to import
-
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True)  # torch.compile too: no choice of kernels by the clock
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_cudnn_sdp(False)  # an attention whose gradient need not be the same twice
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
-        inductor.deterministic = True  # torch.compile: no choice of kernels by the clock
 
 
 def to_host(tensor):

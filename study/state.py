@@ -34,7 +34,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state):
-        """In place: what holds the tensors of model and optimizer goes on holding them. Raises KeyError, ValueError, RuntimeError."""
+        """Before training begins: AdamW's tensors are new ones afterwards. Raises KeyError, ValueError, RuntimeError."""
         rank = dist.get_rank() if dist.is_initialized() else 0
         if len(state["random_states"]) != (dist.get_world_size() if dist.is_initialized() else 1):
             fail(f"this run was made by {len(state['random_states'])} processes: resume it with as many")

@@ -8,6 +8,7 @@ windows, on their device. train.most is how many updates one call may be asked f
 import math
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 
 from model import GPT, GPTConfig
@@ -36,33 +37,45 @@ def build(cfg, vocab_size, device):
 
 
 def make_update(model, optimizer, scaler, windows, cfg, autocast):
-    """Returns update(batches): one update from the mean gradient of some batches, and its mean loss.
+    """Returns update(batches): one update from the mean gradient of some batches, and their mean loss.
 
     With several processes the gradients, and so the updates, are those of all windows together.
     """
     parameters = list(model.parameters())
+    scales = scaler.is_enabled()  # else no call to it: torch.compile would stop at each
 
     def update(batches):
-        losses = []
+        total = 0.0
         for indices in batches.unbind():
             batch = windows[indices]
             with autocast:
                 _, loss = model(batch[:, :-1], batch[:, 1:])
-            scaler.scale(loss / len(batches)).backward()
-            losses.append(loss.detach())
+            loss = loss / len(batches)
+            (scaler.scale(loss) if scales else loss).backward()
+            total = total + loss.detach()
         if dist.is_initialized():
             for p in parameters:
                 dist.all_reduce(p.grad)
                 p.grad /= dist.get_world_size()
         if cfg.grad_clip > 0:
-            scaler.unscale_(optimizer)
+            if scales:
+                scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
+        if scales:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).mean()
+        return total
 
     return update
+
+
+def compiled(update):
+    """The update by torch.compile: model, gradient and clipping as one graph, then AdamW's own fused kernel."""
+    torch._dynamo.config.trace_autograd_ops = True  # else the graph ends at backward()
+    return torch.compile(update)
 
 
 def make_eager_train(update, optimizer):
@@ -158,6 +171,7 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
         if step:
             train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
             train.most = BLOCK
+            torch.set_num_threads(1)  # evaluations of models this small gain nothing from more, and wait for each other
             return train, how, notes
         notes.append(f"{how}; training takes PyTorch's step, which is several times slower")
 
@@ -169,7 +183,7 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
     if compiles:
-        update = torch.compile(update)
+        update = compiled(update)
     how = "PyTorch" + ", compiled" * compiles + ", one CUDA graph an update" * captures
     if captures:
         return make_captured_train(update, model, optimizer, cfg, device, cuda_graph), how, notes
