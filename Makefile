@@ -22,7 +22,7 @@ paper-small: $(VENV)/ready
 	$(IN_VENV) run_paper.py --mlt=False
 
 test: $(VENV)/ready
-	$(IN_VENV) -m pytest -q
+	$(IN_VENV) -m pytest -q -n auto
 
 data: $(DATASETS:%=data/%/meta.pkl)
 

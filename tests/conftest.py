@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other crawl on a busy machine
-CACHE = tempfile.TemporaryDirectory(prefix="too-big-to-think-tests-")  # of compiled steps and of fonts, not the user's
-os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # of compiled steps and of fonts: not the user's, and one for all workers
+    CACHE = tempfile.TemporaryDirectory(prefix="too-big-to-think-tests-")
+    os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

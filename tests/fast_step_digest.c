@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { TOKENS = 400, WINDOWS = 100, BATCH = 150, UPDATES = 12 };
+enum { TOKENS = 400, WINDOWS = 60, BATCH = 80, UPDATES = 6 };
 
 static uint32_t draw(uint32_t below) {
     static uint32_t state = 1;

@@ -564,7 +564,7 @@ def test_compiled_updates_equal_eager_ones_and_are_compiled_once(settings, tmp_p
                 train(indices[None], [lr])
                 compiled.append((counters["stats"]["unique_graphs"], counters["frames"]["total"]))
         trained[compile] = model
-    assert counters["stats"]["calls_captured"] > 100  # the model's forward pass alone is about 30: gradient and clipping too
+    assert counters["stats"]["calls_captured"] > 60  # the model's forward pass alone is about 30: gradient and clipping too
     assert compiled[19] == (0, 0) and compiled[20] == compiled[39] and compiled[20][0] >= 1
     assert_close(trained[True], trained[False], update.build(cfg, vocab_size, CPU)[0])
 

@@ -140,7 +140,7 @@ def machines():
 
 
 # What tests/fast_step_digest.c prints, whatever the compiler and the processor.
-DIGESTS = {(14, 1, 17, 9): "5aff1ea7bf9d22fb", (28, 2, 66, 24): "01c4b2bbc488bf7c"}  # width, MLP expansion, vocabulary, block
+DIGESTS = {(14, 1, 17, 9): "179ef9bf52f46d7c", (28, 2, 66, 24): "042eb8758b94b8dc"}  # width, MLP expansion, vocabulary, block
 
 
 @pytest.mark.parametrize("compiler, runner", [pytest.param(c, r, id=name) for name, c, r in machines()])

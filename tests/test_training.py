@@ -179,8 +179,7 @@ def test_evaluations_do_not_disturb_the_training(call, in_tmp, step):
 
 @both_steps
 def test_killed_again_and_again_and_resumed_it_ends_as_if_never_stopped(start, call, in_tmp, step):
-    long = ("--max_iters=300", "--eval_interval=10", "--log_interval=5", "--save_interval=0", "--dataset=both_math_and_facts",
-            "--block_size=24", *step)
+    long = ("--max_iters=150", "--eval_interval=10", "--log_interval=5", "--save_interval=0", *step)
     assert call("train_with_eval.py", *long, "--out_dir=whole").returncode == 0
     rng, kills, resume, evaluations = random.Random(0), 0, [], 0
     while True:
