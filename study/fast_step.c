@@ -318,7 +318,8 @@ typedef struct {
     features *x;                                              // its residual after the attention, later the gradient
 } Tree;
 
-// distinct (n, T + 1): the data's windows, sorted; prefix[i]: tokens that window i begins with like window i - 1.
+// distinct (n, T + 1): the data's windows, sorted; prefix (n): with how many tokens each begins like the one before;
+// count (n): how often the batch has it.
 static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix, const int *count) {
     int last[T], last_target[T], same = 0; // of the window before: its contexts and their targets
     tree->n_windows = tree->n_contexts = tree->n_targets = 0;
@@ -353,13 +354,17 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
 
 // ---------------------------------------------------------------------------- the layers
 
+// What a (position, token) is before the attention: residual, query, key and projected value; and the gradient by it.
 typedef struct { features x, q, k, v; } Entry;
-static Entry table[P + L], dtable[P + L]; // what each (position, token) is before the attention, and the gradient
+static Entry table[P + L], dtable[P + L];
+enum { ENTRY = sizeof(Entry) / sizeof(real) };
 
-static struct { // matrices with the gains, the projection and the scale of the scores folded in, and their transposes
-    real qkv[3 * C][C], qkv_t[3 * C][C], fc[H][C], fc_t[C][H], mlp_proj_t[H][C], head[V][C], head_t[C][V], value[C][C];
+static struct { // the matrices that contexts meet: gains, the scores' scale and the projection are in them
+    real qkv[3 * C][C], qkv_t[3 * C][C]; // queries, keys and values, a square each; the squares transposed
+    real value[C][C];                    // the projection times the values' matrix
+    real fc[H][C], fc_t[C][H], mlp_proj_t[H][C], head[V][C], head_t[C][V];
 } folded;
-static struct { features qkv[3 * C], fc[H], head[V]; hidden mlp_proj[C]; } dfolded;
+static struct { features qkv[3 * C], fc[H], head[V]; hidden mlp_proj[C]; } dfolded; // the gradient by them
 
 static void fold(const Params *p) {
     real scale = 1 / (real)__builtin_sqrt(C);
@@ -408,21 +413,21 @@ static void unfold(const Params *p, Params *g) {
 static void table_forward(const Params *p, int r0) {
     static row x[C4], y[C4], qkv[3][C4], rstd;
     EACH(l, L) EACH(c, C) table[r0 + l].x.x[c] = p->wte[(r0 + l) % V][c] + p->wpe[(r0 + l) / V % T][c];
-    to_rows(C4, table[r0].x.x, sizeof(Entry) / sizeof(real), x);
+    to_rows(C4, table[r0].x.x, ENTRY, x);
     norm_forward(x, y, &rstd);
     EACH(i, 3) matmul(C, C, folded.qkv[i * C], y, qkv[i], 0);
-    from_rows(C4, qkv[0], table[r0].q.x, sizeof(Entry) / sizeof(real));
-    from_rows(C4, qkv[1], table[r0].k.x, sizeof(Entry) / sizeof(real));
-    from_rows(C4, qkv[2], table[r0].v.x, sizeof(Entry) / sizeof(real));
+    from_rows(C4, qkv[0], table[r0].q.x, ENTRY);
+    from_rows(C4, qkv[1], table[r0].k.x, ENTRY);
+    from_rows(C4, qkv[2], table[r0].v.x, ENTRY);
 }
 static void table_backward(Params *g, int r0) {
     static row x[C4], y[C4], dx[C4], dy[C4], dqkv[3][C4], rstd;
-    static features y_t[L];
-    to_rows(C4, table[r0].x.x, sizeof(Entry) / sizeof(real), x);
-    to_rows(C4, dtable[r0].x.x, sizeof(Entry) / sizeof(real), dx);
-    to_rows(C4, dtable[r0].q.x, sizeof(Entry) / sizeof(real), dqkv[0]);
-    to_rows(C4, dtable[r0].k.x, sizeof(Entry) / sizeof(real), dqkv[1]);
-    to_rows(C4, dtable[r0].v.x, sizeof(Entry) / sizeof(real), dqkv[2]);
+    static features y_t[L]; // y, later dx, with the features of each entry together
+    to_rows(C4, table[r0].x.x, ENTRY, x);
+    to_rows(C4, dtable[r0].x.x, ENTRY, dx);
+    to_rows(C4, dtable[r0].q.x, ENTRY, dqkv[0]);
+    to_rows(C4, dtable[r0].k.x, ENTRY, dqkv[1]);
+    to_rows(C4, dtable[r0].v.x, ENTRY, dqkv[2]);
     norm_forward(x, y, &rstd);
     from_rows(C4, y, y_t[0].x, CV * W);
     EACH(i, 3) {
@@ -442,9 +447,11 @@ static mask causal[T][TV]; // causal[t]: all bits set for the keys up to t
 // Keys or values of the window at hand as columns[feature][position]; those of positions before `from` are there already.
 #define SET_COLUMNS(columns, what, entry, from) \
     for (int k = (from) / 4 * 4; k < T; k += 4) \
-        transpose4(C4, entry[k]->what.x, entry[k + 1]->what.x, entry[k + 2]->what.x, entry[k + 3]->what.x, &columns[0].x[k], TV * W)
+        transpose4(C4, entry[k]->what.x, entry[k + 1]->what.x, entry[k + 2]->what.x, entry[k + 3]->what.x, \
+                   &columns[0].x[k], TV * W)
 
-// R queries of a window from position t on, weighed over its positions: weights and residual of R contexts.
+// The contexts of a window at positions t to t + R - 1, R <= 4 (entry: of all its positions; key: their keys as
+// columns): attention weights, and x = residual + the weighted sum of the values.
 INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, keys *weights, features *x) {
     keys score[4];
     FLAT(i, R) FLAT(s, TV) score[i].v[s] = all(0);
@@ -466,9 +473,10 @@ INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, key
     }
     FLAT(i, R) FLAT(s, CV) x[i].v[s] = out[i][s];
 }
-// dx: the gradient of the residual of R contexts, which goes on to the table.
-INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *const *dentry, const keys *value, const keys *weights, const features *dx) {
-    keys ds[4];
+// The same back: dx, the gradient by x of these contexts, goes on to the table's (value: the values as columns).
+INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *const *dentry, const keys *value,
+                            const keys *weights, const features *dx) {
+    keys ds[4]; // by the weights, and from there by the scores: (d - sum of d * weight) * weight
     FLAT(i, R) FLAT(s, TV) ds[i].v[s] = all(0);
     EACH(c, C) FLAT(i, R) {
         vec d = all(dx[i].x[c]);
@@ -521,8 +529,8 @@ static void attention_backward(Tree *tree) {
         int from = tree->window[i].from, n = tree->window[i].context, t = from;
         const Entry *entry[T4];
         Entry *dentry[T];
-        EACH(k, T) entry[k] = &table[k * V + tree->window[i].tokens[k]], dentry[k] = &dtable[k * V + tree->window[i].tokens[k]];
-        for (int k = T; k < T4; k++) entry[k] = entry[T - 1];
+        EACH(k, T4) entry[k] = k < T ? &table[k * V + tree->window[i].tokens[k]] : entry[T - 1];
+        EACH(k, T) dentry[k] = &dtable[entry[k] - table];
         SET_COLUMNS(value, v, entry, from);
         for (; t + 4 <= T; t += 4, n += 4) attend_backward(4, t, entry, dentry, value, tree->weights + n, tree->x + n);
         if (T - t == 3) attend_backward(3, t, entry, dentry, value, tree->weights + n, tree->x + n);
@@ -533,8 +541,12 @@ static void attention_backward(Tree *tree) {
 
 // From the residual after the attention to the loss of L contexts from n0 on, and back to that residual.
 static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
-    static row x[C4], y[C4], z[H], gz[H4], slope[H], dz[H], x2[C], f[C4], d[C], dx[C4], o[V], rstd, rstd_f, weight;
-    static features y_t[L], f_t[L];
+    static row x[C4], y[C4], rstd;               // residual, normalized
+    static row z[H], gz[H4], slope[H], dz[H];    // the MLP's hidden layer, gelu(z) and its slope, the gradient by z
+    static row x2[C], f[C4], rstd_f;             // residual after the MLP, normalized
+    static row o[V], weight;                     // logits, then the gradient by them; how much each context counts
+    static row dx[C4], d[C];                     // gradients by the residual and by y or f
+    static features y_t[L], f_t[L];              // y, f and gz with the numbers of each context together
     static hidden gz_t[L];
     int n = tree->n_contexts - n0 < L ? tree->n_contexts - n0 : L;
     double loss = 0;
@@ -606,7 +618,8 @@ static double power(double x, int n) { // not pow(), whose last bit is the libra
 }
 
 // Clips g by its norm, as torch.nn.utils.clip_grad_norm_, and steps as torch.optim.AdamW; step counts from 1.
-static void adamw(real *p, const real *g, real *m, real *v, int step, double lr, double beta1, double beta2, double weight_decay, double grad_clip) {
+static void adamw(real *p, const real *g, real *m, real *v, int step, double lr, double beta1, double beta2,
+                  double weight_decay, double grad_clip) {
     double squares = 0;
     EACH(i, SIZE) squares += (double)g[i] * g[i];
     double clip = grad_clip > 0 ? grad_clip / (__builtin_sqrt(squares) + 1e-6) : 1;

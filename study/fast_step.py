@@ -21,7 +21,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 NATIVE = [["-march=native"], ["-mcpu=native"], []]  # all of this processor's vectors; what a compiler knows of these
 # The parameters in the order of Params in fast_step.c.
-PARAMETERS = ["wte", "wpe", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj", "h.0.ln_1", "h.0.ln_2", "ln_f"]
+PARAMETERS = ["wte", "wpe", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj",
+              "h.0.ln_1", "h.0.ln_2", "ln_f"]
 
 
 def applies_to(config):

@@ -47,7 +47,8 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
         lengths = ends[going[example]]
         first = np.maximum(lengths - block_size, 0)
         width = np.arange((lengths - first).max())  # what is read behind the end changes nothing before it
-        idx = torch.tensor(tokens[going[example][:, None], np.minimum(first[:, None] + width, tokens.shape[1] - 1)], device=device)
+        columns = np.minimum(first[:, None] + width, tokens.shape[1] - 1)
+        idx = torch.tensor(tokens[going[example][:, None], columns], device=device)
         last = model.hidden(idx)[torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)]
         probabilities = likely(model.lm_head(last), temperature, top_k)[torch.tensor(which, device=device)]
         drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
@@ -111,7 +112,8 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
 def require_finite(number, iter_num):
     """Ends the program, before anything more is written, if a loss or the sum of the weights is not a number."""
     if not math.isfinite(number):
-        fail(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; try a lower --learning_rate", status=1)
+        fail(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; "
+             "try a lower --learning_rate", status=1)
 
 
 def row_of(iter_num, count, train_loss, val_loss):

@@ -105,7 +105,8 @@ def _require_range(key, value):
         if not value >= lowest:
             fail(f"{key}={value} must be at least {lowest}")
         if value > highest:
-            fail(f"{key}={value} must be " + (f"at most {highest}" if type(value) is int else "below 1" if highest == BELOW_1 else "finite"))
+            bound = f"at most {highest}" if type(value) is int else "below 1" if highest == BELOW_1 else "finite"
+            fail(f"{key}={value} must be {bound}")
 
 
 def stated_settings(script):
@@ -202,7 +203,8 @@ def catch_stop():
 
 def _one_line_if_out_of_memory(kind, error, traceback):
     if issubclass(kind, MemoryError) or any(words in str(error) for words in ("out of memory", "can't allocate memory")):
-        print(f"error: out of memory ({str(error).splitlines()[0]}): ask for less at once, as with a smaller --batch_size", file=sys.stderr)
+        reason = str(error).split("\n")[0]
+        print(f"error: out of memory ({reason}): ask for less at once, as with a smaller --batch_size", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
