@@ -24,7 +24,7 @@ from data.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
 from study.device import setup_device
 from study.progress import Progress
-from study.run_folder import RunFolder, read_checkpoint
+from study.run_folder import RunFolder, read_checkpoint, read_run_json
 from study.scoring import evaluate, require_finite
 from study.settings import catch_stop, configure, fail
 from study.state import TrainingState
@@ -67,7 +67,7 @@ wandb_run_name = ""  # its run; out_dir unless set
 # machine
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
-fast = True  # take the compiled C step where it applies: CPU, float32, one layer, one head, no bias, no dropout
+fast = True  # take the compiled C step where it applies: CPU, float32, one layer, one head, no bias, no dropout, one process
 compile = "auto"  # torch.compile the update: True, False or auto (CUDA only)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto; on CUDA only, with one process
 
@@ -86,17 +86,28 @@ def check(cfg):
         fail("init_from=resume goes on with a run and overwrite=True replaces it: give one of the two")
 
 
+def require_same_settings(cfg, config):
+    """Ends the program unless a run that was started with `config` can go on with cfg."""
+    for key, value in config.items():
+        if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
+            fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+
+
 def resume(state, cfg, made):
     """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
     path = f"{cfg.out_dir}/ckpt_last.pt"
     if not os.path.exists(path):
+        info = read_run_json(cfg.out_dir)
+        require_same_settings(cfg, info.get("config", {}))
+        if info and (info["iter_num"] >= info["config"]["max_iters"]
+                     or sum(info["seconds"].values()) > info["config"].get("save_interval", 0)):
+            fail(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
+                 "--overwrite=True starts it anew")
         return
     last = read_checkpoint(path)
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
-    for key, value in last["config"].items():
-        if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
-            fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+    require_same_settings(cfg, last["config"])
     for key, value in made.items():
         if last[key] != value:
             fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
@@ -117,7 +128,11 @@ def in_any_process(condition, device):
 
 def resume_command(world_size):
     """The command that goes on with this run."""
-    arguments = [argument for argument in sys.argv if not argument.startswith(("--init_from=", "--overwrite"))]
+    arguments = []
+    for before, argument in zip(["", *sys.argv], sys.argv):
+        of_another = before in ("--init_from", "--overwrite") and not argument.startswith("--")  # --overwrite True
+        if not of_another and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
+            arguments.append(argument)
     launcher = "python" if world_size == 1 else f"torchrun --standalone --nproc_per_node={world_size}"
     return f"{launcher} {shlex.join(arguments)} --init_from=resume"
 
@@ -216,6 +231,6 @@ if __name__ == "__main__":
     if it < cfg.max_iters:
         if rank == 0:
             print(f"stopped at iteration {it}; to go on: {resume_command(world_size)}", file=sys.stderr)
-        sys.exit(128 + (asked or [signal.SIGTERM])[0])
+        sys.exit(128 + (asked[0] if asked else signal.SIGTERM))  # without: another process was told to stop
     progress.say(f"{cfg.out_dir}: complete at iteration {it}; this time " + ", ".join(
         f"{name} {value:.1f} s" for name, value in seconds.items()))

@@ -248,30 +248,30 @@ INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row 
     if (M % 4) matmul_rows(M % 4, K, w + i * K, x, y + i, base ? base + i : 0);
 }
 
-// dw += a b: R of the rows of dw (M, KV vectors), a (M, L), b (L, KV vectors).
-INLINE void outer_rows(int R, int S, int KV, const row *a, const vec *b, vec *dw) {
+// dw += a b: R of the rows of dw (M, N vectors), a (M, L), b (L, N vectors).
+INLINE void outer_rows(int R, int S, int N, const row *a, const vec *b, vec *dw) {
     vec acc[8][4];
-    FLAT(i, R) FLAT(s, S) acc[i][s] = dw[i * KV + s];
+    FLAT(i, R) FLAT(s, S) acc[i][s] = dw[i * N + s];
     EACH(l, L) {
         vec bl[4];
-        FLAT(s, S) bl[s] = loaded(b[l * KV + s]);
+        FLAT(s, S) bl[s] = loaded(b[l * N + s]);
         FLAT(i, R) {
             vec ail = all(a[i].x[l]);
             FLAT(s, S) acc[i][s] = fma_(ail, bl[s], acc[i][s]);
         }
     }
-    FLAT(i, R) FLAT(s, S) dw[i * KV + s] = acc[i][s];
+    FLAT(i, R) FLAT(s, S) dw[i * N + s] = acc[i][s];
 }
-INLINE void outer_columns(int S, int M, int KV, const row *a, const vec *b, vec *dw) {
+INLINE void outer_columns(int S, int M, int N, const row *a, const vec *b, vec *dw) {
     int most = REGISTERS / 2 / S, R = most > 8 ? 8 : most, i = 0; // half of the registers hold sums
-    for (; i + R <= M; i += R) outer_rows(R, S, KV, a + i, b, dw + i * KV);
-    if (M % R) outer_rows(M % R, S, KV, a + i, b, dw + i * KV);
+    for (; i + R <= M; i += R) outer_rows(R, S, N, a + i, b, dw + i * N);
+    if (M % R) outer_rows(M % R, S, N, a + i, b, dw + i * N);
 }
-INLINE void outer(int M, int KV, const row *a, const vec *b, vec *dw) {
+INLINE void outer(int M, int N, const row *a, const vec *b, vec *dw) {
     enum { MOST = REGISTERS == 32 ? 4 : 2 };
-    int S = KV < MOST ? KV : MOST, s = 0;
-    for (; s + S <= KV; s += S) outer_columns(S, M, KV, a, b + s, dw + s);
-    if (KV % S) outer_columns(KV % S, M, KV, a, b + s, dw + s);
+    int S = N < MOST ? N : MOST, s = 0;
+    for (; s + S <= N; s += S) outer_columns(S, M, N, a, b + s, dw + s);
+    if (N % S) outer_columns(N % S, M, N, a, b + s, dw + s);
 }
 
 INLINE void transpose(int M, int K, const real *w, real *out) { EACH(i, M) EACH(k, K) out[k * M + i] = w[i * K + k]; }
@@ -324,7 +324,7 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
     int last[T], last_target[T], same = 0; // of the window before: its contexts and their targets
     tree->n_windows = tree->n_contexts = tree->n_targets = 0;
     EACH(i, n) {
-        same = prefix[i] < same ? prefix[i] : same;
+        same = prefix[i] < same ? prefix[i] : same; // with the last window that the batch has, over those it has not
         if (!count[i]) continue;
         const int *tokens = distinct + i * (T + 1);
         for (int t = same; t < T; t++) {
@@ -332,7 +332,7 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
             tree->context[last[t]].count = 0;
             tree->context[last[t]].target = -1;
         }
-        for (int t = same ? same - 1 : 0; t < T; t++) {
+        for (int t = same ? same - 1 : 0; t < T; t++) { // the last context in common gets another target
             int target = last_target[t] = tree->n_targets++;
             tree->target[target].token = tokens[t + 1];
             tree->target[target].count = 0;
@@ -348,7 +348,7 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
             tree->window[tree->n_windows].from = same;
             tree->window[tree->n_windows++].context = last[same];
         }
-        same = T + 1;
+        same = T + 1; // with itself
     }
 }
 
@@ -412,6 +412,7 @@ static void unfold(const Params *p, Params *g) {
 // Embeddings, first layer norm, queries, keys and values of L (position, token) from r0 on.
 static void table_forward(const Params *p, int r0) {
     static row x[C4], y[C4], qkv[3][C4], rstd;
+    // Entries from P on are padding, of the first positions again.
     EACH(l, L) EACH(c, C) table[r0 + l].x.x[c] = p->wte[(r0 + l) % V][c] + p->wpe[(r0 + l) / V % T][c];
     to_rows(C4, table[r0].x.x, ENTRY, x);
     norm_forward(x, y, &rstd);
@@ -559,7 +560,7 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     matmul(C, H, p->mlp_proj[0], gz, x2, x);
     norm_forward(x2, f, &rstd_f);
     matmul(V, C, folded.head[0], f, o, 0);
-    EACH(j, J) { // softmax, then the gradient by the logits: weight * (probability - share of the targets)
+    EACH(j, J) { // o becomes weight * probability; less the targets' shares, below, it is the gradient by the logits
         vec top = o[0].v[j], sum = all(0);
         EACH(v, V) top = PICK(o[v].v[j] > top, o[v].v[j], top);
         EACH(v, V) {

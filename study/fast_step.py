@@ -32,8 +32,11 @@ def applies_to(config):
 
 def find_compiler():
     """The command of a C compiler as a list, or None: CC of the environment, else cc, gcc or clang."""
-    if os.environ.get("CC"):
-        command = shlex.split(os.environ["CC"])
+    try:
+        command = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # an open quotation
+        return None
+    if command:
         return command if shutil.which(command[0]) else None
     return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
@@ -78,7 +81,7 @@ def load_step(config, dtype=torch.float32):
     """
     compiler = find_compiler()
     if compiler is None:
-        return None, "no C compiler was found (cc, gcc or clang)"
+        return None, f"CC={os.environ['CC']} is no program" if os.environ.get("CC") else "no C compiler was found (cc, gcc or clang)"
     folder, said = cache_folder(), ""
     try:
         for native in NATIVE:
@@ -95,7 +98,7 @@ def load_step(config, dtype=torch.float32):
             except OSError as error:
                 said = str(error)
         else:
-            return None, f"{shlex.join(compiler)} could not compile it: {said}"
+            return None, f"{shlex.join(compiler)} could not compile study/fast_step.c: {said}"
     finally:
         if folder.name != "too-big-to-think":
             shutil.rmtree(folder, ignore_errors=True)  # what is loaded stays loaded
@@ -104,7 +107,7 @@ def load_step(config, dtype=torch.float32):
     if not unit:
         return None, "this processor has no fused multiply-add"
     library.train.restype = ctypes.c_double
-    return library.train, f"C step ({Path(compiler[-1]).name}, {unit})"
+    return library.train, f"C step ({Path(compiler[0]).name}, {unit})"
 
 
 def sorted_windows(windows):

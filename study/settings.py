@@ -27,7 +27,8 @@ RANGES = {
         "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd mlp_expansion eval_interval log_interval "
         "num_samples max_new_tokens top_k blocks block_iters evals matrix_size".split(), (1, math.inf)),
     **dict.fromkeys("learning_rate min_lr warmup_iters lr_decay_iters max_iters weight_decay grad_clip save_interval "
-                    "max_operand jobs".split(), (0, FINITE)),
+                    "jobs".split(), (0, FINITE)),
+    "max_operand": (0, 199),  # 80,000 problems
     **dict.fromkeys("dropout beta1 beta2".split(), (0, BELOW_1)),
     "temperature": (1e-6, FINITE),
     "seed": (0, 2**32 - 1),

@@ -161,6 +161,7 @@ REFUSED = [
     (SAMPLE, SAMPLED + " --num_samples=0", None, ["num_samples=0", "at least 1"]),
     (SAMPLE, SAMPLED + " --top_k=0", None, ["top_k=0", "at least 1"]),
     (MATH, "--out_dir=run --operation=division", None, ["division", "addition"]),
+    (MATH, "--out_dir=run --max_operand=10000", None, ["max_operand=10000", "at most 199"]),
     (MATH, "--out_dir=run --max_operand=-1", None, ["max_operand=-1"]),
     (BENCH, "--blocks=0", None, ["blocks=0", "at least 1"]),
     (PAPER, "--jobs=-1", None, ["jobs=-1", "at least 0"]),
@@ -224,6 +225,9 @@ REFUSED = [
     (TRAIN, RESUME, write("run/ckpt_last.pt", b""), ["ckpt_last.pt", "damaged"]),
     (TRAIN, RESUME, change("run/ckpt_last.pt", batch_order=torch.zeros(3, dtype=torch.uint8)), ["ckpt_last.pt", "does not fit"]),
     (TRAIN, RESUME, change("run/ckpt_last.pt", model={}), ["ckpt_last.pt", "does not fit"]),
+    (TRAIN, RESUME, remove("run/ckpt_last.pt"), ["run holds a run at iteration 40", "without the ckpt_last.pt", "--overwrite=True"]),
+    (TRAIN, RESUME + " --max_iters=90", remove("run/ckpt_last.pt"), ["at iteration 40 without the ckpt_last.pt"]),
+    (TRAIN, RESUME + " --n_embd=16", remove("run/ckpt_last.pt"), ["n_embd=14", "16"]),
     (TRAIN, RESUME, change("run/ckpt_last.pt", random_states=[{}, {}]), ["made by 2 processes"]),
 
     # Prompts

@@ -52,8 +52,9 @@ def test_the_grokking_config_is_appendix_b(settings):
     assert {key: getattr(cfg, key) for key in expected} == expected
 
 
-def test_there_are_25_configs():
-    assert len(list((ROOT / "config").glob("train_*.py"))) == 25
+def test_the_papers_25_configs_are_there():
+    names = {f"train_{task}_mini_{size}{suffix}.py" for task in TASKS for size in ("14", "28", "56", "mlt") for suffix in ("", "_wd")}
+    assert names | {"train_math_mini_mlt_gk.py"} <= {path.name for path in (ROOT / "config").glob("train_*.py")}
 
 
 def test_later_arguments_win(settings, tmp_path):

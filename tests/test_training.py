@@ -222,7 +222,7 @@ def test_a_run_killed_before_its_first_save_begins_again_and_loses_no_evaluation
 @both_steps
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_a_run_that_is_stopped_saves_where_it_is_and_says_how_to_go_on(start, call, in_tmp, signum, status, step):
-    process = start("train_with_eval.py", "--max_iters=1_000_000", *step, "--out_dir=run", "--overwrite=True", "--save_interval=1e9")
+    process = start("train_with_eval.py", "--max_iters=1_000_000", *step, "--overwrite", "True", "--out_dir=run", "--save_interval=1e9")
     for line in process.stdout:
         if line.startswith("iter 100"):
             break
@@ -232,7 +232,7 @@ def test_a_run_that_is_stopped_saves_where_it_is_and_says_how_to_go_on(start, ca
     [line] = stderr.splitlines()
     stopped = load("run/ckpt_last.pt")["iter_num"]
     assert f"stopped at iteration {stopped};" in line and "--out_dir=run" in line and line.endswith("--init_from=resume")
-    assert "--overwrite" not in line and stopped >= 100
+    assert "--overwrite" not in line and "True" not in line and stopped >= 100
     more = (f"--max_iters={stopped + 20}", *step)
     assert call("train_with_eval.py", *more, "--out_dir=run", "--init_from=resume").returncode == 0
     assert call("train_with_eval.py", *more, "--out_dir=whole").returncode == 0
