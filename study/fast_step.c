@@ -671,7 +671,7 @@ double train(real *p, real *g, real *m, real *v, int updates, int batch, const i
         memset(tree.x, 0, contexts * sizeof *tree.x);
         EACH(u, updates) {
             memset(count, 0, n * sizeof *count);
-            EACH(i, batch) count[indices[u * batch + i]]++;
+            EACH(i, batch) count[indices[(size_t)u * batch + i]]++;
             grow_tree(&tree, n, distinct, prefix, count);
             loss = gradient((Params *)p, (Params *)g, &tree, u == updates - 1);
             adamw(p, g, m, v, done + u + 1, lr[u], beta1, beta2, weight_decay, grad_clip);

@@ -132,12 +132,12 @@ def write_results(path, rows):
 
 
 def read_run_json(folder):
-    """What run.json says of a run; {} if there is none or it is damaged: only reports depend on it."""
+    """What run.json says of a run; {} if there is none or it is damaged: no result depends on it."""
     try:
         info = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch"}
+    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch", "config"}
     return info if isinstance(info, dict) and needed <= info.keys() else {}
 
 
