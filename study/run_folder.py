@@ -137,7 +137,7 @@ def read_run_json(folder):
         info = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch", "config"}
+    needed = {"iter_num", "seconds", "device", "device_name", "threads", "dtype", "torch"}
     return info if isinstance(info, dict) and needed <= info.keys() else {}
 
 

@@ -5,6 +5,7 @@ prepared datasets in `data`, which a row may damage first.
 """
 
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -92,6 +93,12 @@ def change(path, **changes):
 def save(path, content):
     """content: of the whole file, or a function of the checkpoint that it holds."""
     return lambda: torch.save(content(torch.load(path, weights_only=True)) if callable(content) else content, path)
+
+
+def no_last_and_no_config():
+    os.remove("run/ckpt_last.pt")
+    info = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({key: value for key, value in info.items() if key != "config"}))
 
 
 def only_best_as_last():
@@ -228,6 +235,7 @@ REFUSED = [
     (TRAIN, RESUME, remove("run/ckpt_last.pt"), ["run holds a run at iteration 40", "without the ckpt_last.pt", "--overwrite=True"]),
     (TRAIN, RESUME + " --max_iters=90", remove("run/ckpt_last.pt"), ["at iteration 40 without the ckpt_last.pt"]),
     (TRAIN, RESUME + " --n_embd=16", remove("run/ckpt_last.pt"), ["n_embd=14", "16"]),
+    (TRAIN, RESUME, no_last_and_no_config, ["without the ckpt_last.pt", "--overwrite=True"]),
     (TRAIN, RESUME, change("run/ckpt_last.pt", random_states=[{}, {}]), ["made by 2 processes"]),
 
     # Prompts
