@@ -93,7 +93,7 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
     """One row of results.csv: both losses and every task of the run; disturbs no random state."""
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(cfg.seed + iter_num)
     model.eval()
-    count = {name: (0, 0) for name in (*GROUPS, "held_out")}
+    count, said = {name: (0, 0) for name in (*GROUPS, "held_out")}, ""
     with autocast:
         train_loss = mean_loss(model, splits["train"], cfg.batch_size)
         same = splits["val"] is splits["train"]
@@ -105,8 +105,17 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
                 count[group] = tally(task.problems, answers, lambda problem: problem.group == group)
             if task.name == "math":
                 count["held_out"] = tally(task.problems, answers, lambda problem: problem.held_out)
+                said = said_most(task.problems, answers)
     model.train()
-    return row_of(iter_num, count, train_loss, val_loss)
+    return row_of(iter_num, count, train_loss, val_loss, said)
+
+
+def said_most(problems, answers):
+    """Each held-out problem with the answer it got most often, such as "5+7=12 7+5=12 5-7=-1 7-5=2"; "?" is no number."""
+    return " ".join(
+        f"{problem.prompt.lstrip('<')}{given.most_common(1)[0][0] or '?'}"
+        for problem, given in zip(problems, answers) if problem.held_out
+    )
 
 
 def require_finite(number, iter_num):
@@ -116,8 +125,8 @@ def require_finite(number, iter_num):
              "try a lower --learning_rate", status=1)
 
 
-def row_of(iter_num, count, train_loss, val_loss):
-    """A row of results.csv, whose columns are these, from {group or held_out: (correct, asked)} samples."""
+def row_of(iter_num, count, train_loss, val_loss, said):
+    """A row of results.csv, whose columns are these, from {group or held_out: (correct, asked)} samples and said_most()."""
 
     def accuracy(*groups):
         return sum(count[g][0] for g in groups) / max(1, sum(count[g][1] for g in groups))
@@ -129,7 +138,7 @@ def row_of(iter_num, count, train_loss, val_loss):
         "facts_correct": count["facts"][0], "facts_total": count["facts"][1], "facts_acc": accuracy("facts"),
         "train_loss": train_loss, "val_loss": val_loss,
         "held_out_correct": count["held_out"][0], "held_out_total": count["held_out"][1],
-        "combined_acc": accuracy(*GROUPS),
+        "combined_acc": accuracy(*GROUPS), "held_out_answers": said,
     }
 
 
