@@ -7,6 +7,13 @@ VENV = .venv
 IN_VENV = $(VENV)/bin/python
 DATASETS = as_math facts_char both_math_and_facts
 
+define FIGURES
+$(IN_VENV) plot_all_models.py --root_dir=results
+$(IN_VENV) plot_all_models.py --root_dir=results --suffix=_wd
+$(IN_VENV) tabulate_all_models.py --root_dir=results
+$(IN_VENV) tabulate_all_models.py --root_dir=results --suffix=_wd
+endef
+
 .PHONY: demo paper paper-small test data clean
 
 demo: $(VENV)/ready data
@@ -16,10 +23,13 @@ demo: $(VENV)/ready data
 	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
 
 paper: $(VENV)/ready
-	$(IN_VENV) run_paper.py
+	$(IN_VENV) run_experiment.py experiments/paper.py
+	$(IN_VENV) run_experiment.py experiments/mlt.py
+	$(FIGURES)
 
 paper-small: $(VENV)/ready
-	$(IN_VENV) run_paper.py --mlt=False
+	$(IN_VENV) run_experiment.py experiments/paper.py
+	$(FIGURES)
 
 test: $(VENV)/ready
 	$(IN_VENV) -m pytest -q -n auto

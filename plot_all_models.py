@@ -7,23 +7,24 @@
 from pathlib import Path
 
 from study.figures import draw_accuracies, plt, save_figure, titled
-from study.results import find_runs, read_results
+from study.results import config_params, find_runs
 from study.settings import configure
 
-root_dir = "."  # folder that holds the runs' folders; the grids are written there
-suffix = ""  # of the runs' folders and of the grids: _wd for controlled regularization
+root_dir = "."  # folder of runs or of experiments; the grids are written there
+suffix = ""  # of the runs' names and of the grids: _wd for controlled regularization
 
 
-def plot_grid(runs):
-    """2x2 figure of {panel name: run folder}; a run without results leaves a panel that says so."""
+def plot_grid(panels, runs):
+    """2x2 figure of {panel: name of its run}, {name: Run}; a run that is missing leaves a panel that says so."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True, layout="constrained")
     artists = {}
-    for ax, (name, folder) in zip(axes.flat, runs.items()):
-        ax.set_title(titled(name, folder))
-        if (folder / "results.csv").exists():
-            artists |= draw_accuracies(ax, read_results(folder))
+    for ax, (panel, name) in zip(axes.flat, panels.items()):
+        if name in runs:
+            ax.set_title(titled(panel, runs[name].info["num_params"]))
+            artists |= draw_accuracies(ax, runs[name].results)
         else:
-            ax.text(0.5, 0.5, f"{folder.name}\nnot run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+            ax.set_title(titled(panel, config_params(name)))
+            ax.text(0.5, 0.5, f"{name}\nnot run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
     for ax in axes[1]:
         ax.set_xlabel("iteration")
     for ax in axes[:, 0]:
@@ -35,5 +36,6 @@ def plot_grid(runs):
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    for grid, runs in find_runs(cfg.root_dir, cfg.suffix).items():
-        save_figure(plot_grid(runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.png")
+    grids, runs = find_runs(cfg.root_dir, cfg.suffix)
+    for grid, panels in grids.items():
+        save_figure(plot_grid(panels, runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.png")

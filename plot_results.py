@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from study.figures import draw_accuracies, plt, save_figure, titled
-from study.results import read_results
+from study.results import num_params, read_results
 from study.settings import configure, fail
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
@@ -21,7 +21,7 @@ def plot_run(folder, log_x):
         fail(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
     figure, ax = plt.subplots(figsize=(8, 5))
     artists = draw_accuracies(ax, results)
-    ax.set(xlabel="iteration", ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, folder))
+    ax.set(xlabel="iteration", ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, num_params(folder)))
     if log_x:
         ax.set_xscale("log", nonpositive="mask")  # iteration 0 has no place on it
     loss_ax = ax.twinx()

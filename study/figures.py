@@ -10,23 +10,25 @@ import numpy as np
 
 from data.tasks import GROUPS
 from study.files import write_files
-from study.results import num_params
 
-# Group -> colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
-CURVES = {"add": ("#0072B2", 2.6), "sub": ("#E69F00", 1.4), "facts": ("#009E73", 1.4)}
+# Group -> label, colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
+CURVES = {
+    "add": (GROUPS["add"], "#0072B2", 2.6),
+    "sub": (GROUPS["sub"], "#E69F00", 1.4),
+    "facts": (GROUPS["facts"], "#009E73", 1.4),
+    "held_out": ("held out", "#CC79A7", 1.4),
+}
 PERFECT = "addition and subtraction at 100%"
 
 
-def titled(name, folder):
-    count = num_params(folder)
-    return name if count is None else f"{name} ({count:,} parameters)"
+def titled(name, num_params):
+    return f"{name} ({int(num_params):,} parameters)" if num_params else name
 
 
 def draw_accuracies(ax, results):
     """Draws the accuracies the run has, in percent; returns {label: artist} for a legend."""
     artists = {}
-    for group, label in GROUPS.items():
-        color, width = CURVES[group]
+    for group, (label, color, width) in CURVES.items():
         total = results[f"{group}_total"]
         if total.any():
             percent = 100 * results[f"{group}_correct"] / np.maximum(total, 1)

@@ -1,15 +1,19 @@
 """The runs that figures and tables are made of: where they are, what they hold, how large their models are."""
 
 import csv
+import gzip
 import importlib
 import sys
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data.tasks import GROUPS, HELD_OUT
 from model import GPT, GPTConfig
+from study.device import describe
 from study.run_folder import find_checkpoint, load_model, read_run_json
 from study.settings import fail, run_config_file, stated_settings
 
@@ -22,13 +26,23 @@ COLUMNS = ["iter", *(f"{group}_{kind}" for group in GROUPS for kind in ("correct
 HELD_OUT_COLUMNS = ["held_out_correct", "held_out_total"]  # not in the published runs' results: zeros there
 
 
+class Run(NamedTuple):
+    info: dict  # its row of runs.csv (study/experiments.py says what each column means), or as much as its folder tells
+    rows: list  # its rows of results.csv, {column: text}
+    results: dict  # columns() of them
+
+
 def read_results(folder):
-    """The columns of <folder>/results.csv that plots and tables need, as float arrays (evaluations,).
+    """columns() of <folder>/results.csv."""
+    return columns(read_rows(Path(folder) / "results.csv"))
+
+
+def read_rows(path):
+    """The rows of a results.csv, {column: text}, in which everything that plots and tables need is a number.
 
     A last line that is cut off, as while it is being written, is left out with a note on standard
     error. Ends the program if there is nothing to plot or a line before it is damaged.
     """
-    path = Path(folder) / "results.csv"
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
@@ -45,31 +59,98 @@ def read_results(folder):
     rows = []
     for row in reader:
         try:
-            rows.append([float(row[column]) for column in COLUMNS] + [float(row.get(column, 0)) for column in HELD_OUT_COLUMNS])
+            columns([row])
         except (TypeError, ValueError):
             fail(f"{path}, line {reader.line_num}: not a number in every column; remove the line or run again")
+        rows.append(row)
     if not rows:
         fail(f"{path} holds no evaluation yet: wait for the run's first one")
-    return dict(zip(COLUMNS + HELD_OUT_COLUMNS, np.array(rows).T))
+    return rows
+
+
+def columns(rows):
+    """Rows of a results.csv as {column: float array (evaluations,)}, and "held_out_answers": a list of dicts.
+
+    An item of that list gives each held-out problem, such as "5+7", what it was answered with. Raises
+    TypeError or ValueError for what is not a number.
+    """
+    numbers = [[float(row[column]) for column in COLUMNS] + [float(row.get(column, 0)) for column in HELD_OUT_COLUMNS] for row in rows]
+    said = [dict(pair.split("=") for pair in (row.get("held_out_answers") or "").split()) for row in rows]
+    return dict(zip(COLUMNS + HELD_OUT_COLUMNS, np.array(numbers).T)) | {"held_out_answers": said}
+
+
+def read_runs(root_dir):
+    """{name: Run} of everything in a folder: the runs in the tables of its experiments, and the folders of runs.
+
+    Ends the program if there is no such folder or a table is damaged.
+    """
+    root = Path(root_dir)
+    if not root.is_dir():
+        fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
+    runs = {}
+    for path in sorted(root.glob("*/runs.csv")):
+        runs |= read_tables(path.parent)
+    for path in sorted(root.glob("*/results.csv")):
+        rows = read_rows(path)
+        runs[path.parent.name] = Run(read_info(path.parent), rows, columns(rows))
+    return runs
+
+
+def read_tables(folder):
+    """{name: Run} of an experiment's runs.csv and evaluations.csv.gz; ends the program if they are damaged."""
+    try:
+        with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
+            infos = {info["run"]: info for info in csv.DictReader(file)}
+        rows = {name: [] for name in infos}
+        with gzip.open(folder / "evaluations.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            own = reader.fieldnames[reader.fieldnames.index("iter"):]  # before them: the run's settings
+            for row in reader:
+                rows[row["run"]].append({column: row[column] for column in own})
+        return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        fail(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged ({type(error).__name__}: {error}): "
+             "restore them, or remove both and run the experiment again")
+
+
+def read_info(folder):
+    """What the folder of a run tells of it, complete or not, with the names of runs.csv."""
+    info = read_run_json(folder)
+    parts = [*info.get("earlier_parts", []), info] if info else []
+    return {
+        "run": folder.name,
+        "held_out": info.get("held_out", HELD_OUT),
+        "max_iters": info.get("config", {}).get("max_iters", 0),
+        "num_params": num_params(folder),
+        "made_on": "; ".join(dict.fromkeys(map(describe, parts))),
+    }
 
 
 def best_evaluation(results):
     """Index of the evaluation with the most right answers over all tasks of the run, the earliest of equals."""
-    return np.argmax(results["add_correct"] + results["sub_correct"] + results["facts_correct"])
+    return int(np.argmax(results["add_correct"] + results["sub_correct"] + results["facts_correct"]))
 
 
-def late_share(results):
-    """Share of the evaluations from LATE on that have every held-out sample right."""
+def late_evaluations(results):
+    """(evaluations from LATE on that have every held-out sample right, evaluations from LATE on)."""
     late = results["iter"] >= LATE
-    if not late.any() or not results["held_out_total"].any():
-        return "none made"
     right = results["held_out_correct"][late] == results["held_out_total"][late]
-    return f"{100 * right.mean():.0f}% ({right.sum()} of {len(right)})"
+    return int(right.sum()) if results["held_out_total"].any() else 0, int(late.sum())
 
 
-def held_out_in(folder):
-    """The pairs that a run holds out, as its run.json says; the paper's if it does not."""
-    return read_run_json(folder).get("held_out", HELD_OUT)
+def scores_of(results):
+    """The columns of runs.csv that follow from a run's evaluations."""
+    best = best_evaluation(results)
+    groups = (*GROUPS, "held_out")
+    late_right, late = late_evaluations(results)
+    return {
+        **{f"{group}_total": int(results[f"{group}_total"][-1]) for group in groups},
+        "best_iter": int(results["iter"][best]),
+        **{f"best_{group}": int(results[f"{group}_correct"][best]) for group in groups},
+        **{f"last_{group}": int(results[f"{group}_correct"][-1]) for group in groups},
+        "late": late, "late_right": late_right,
+        "lowest_val_loss": float(results["val_loss"].min()),
+    }
 
 
 def params_of(config):
@@ -92,24 +173,27 @@ def num_params(folder):
     if checkpoints:
         model, _, _ = load_model(find_checkpoint(folder, *checkpoints), torch.device("cpu"))
         return model.num_params()
-    config_file = ROOT / "config" / f"train_{folder.resolve().name}.py"
+    return config_params(folder.resolve().name)
+
+
+def config_params(run):
+    """Parameters of the model of a run with the name of a config; None for any other name."""
+    config_file = ROOT / "config" / f"train_{run}.py"
     return params_of(run_config_file(config_file)) if config_file.exists() else None
 
 
 def find_runs(root_dir, suffix):
-    """{grid: {panel: run folder}}; names the runs that are missing, and ends the program if all are."""
-    root = Path(root_dir)
-    if not root.is_dir():
-        fail(f"folder {root} does not exist: --root_dir must name the folder that holds the runs' folders")
+    """({grid: {panel: name of its run}}, read_runs()); names the runs that are missing, and ends the program if all are."""
+    runs = read_runs(root_dir)
     grids = {
-        grid: {name: root / f"{task}_mini_{size}{suffix}" for name, size in SIZES.items()}
+        grid: {panel: f"{task}_mini_{size}{suffix}" for panel, size in SIZES.items()}
         for grid, task in GRIDS.items()
     }
-    folders = [folder for runs in grids.values() for folder in runs.values()]
-    missing = [folder for folder in folders if not (folder / "results.csv").exists()]
-    if missing == folders:
-        fail(f"{root} holds none of the runs, {missing[0].name} to {missing[-1].name}: train one, "
-             f"python train_with_eval.py config/train_{missing[0].name}.py, or set --root_dir")
-    for folder in missing:
-        print(f"not run yet: {folder.name} (python train_with_eval.py config/train_{folder.name}.py)", file=sys.stderr)
-    return grids
+    names = [name for panels in grids.values() for name in panels.values()]
+    missing = [name for name in names if name not in runs]
+    if missing == names:
+        fail(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: train one, "
+             f"python train_with_eval.py config/train_{names[0]}.py, or set --root_dir")
+    for name in missing:
+        print(f"not run yet: {name} (python train_with_eval.py config/train_{name}.py)", file=sys.stderr)
+    return grids, runs

@@ -182,7 +182,7 @@ def _checked(settings, key, value, where):
         return float(value)
     if type(value) is type(default) or (default == "auto" and isinstance(value, bool)):
         return value
-    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", list: "a list"}
     fail(f"{where}: '{key}' must be {expected[type(default)]}, like {default!r}, not {value!r}")
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 DATASETS = ("as_math", "facts_char", "both_math_and_facts")
-HAVE_A_DEVICE = ("train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_paper.py")
+HAVE_A_DEVICE = ("train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
 # A training run of a few seconds that has all a long one has: evaluations, best and last checkpoints.
 SHORT = ("--max_iters=40", "--eval_interval=20", "--log_interval=10")
 PATIENCE = 1800  # seconds until a process is taken to hang: far beyond what any takes on a busy machine
@@ -41,7 +41,7 @@ def pytest_collection_finish():
 
 def copy_project(folder):
     left_out = shutil.ignore_patterns("__pycache__", "*.bin", "*.pkl", "train.txt")
-    for source in ("data", "config", "study"):
+    for source in ("data", "config", "experiments", "study"):
         shutil.copytree(ROOT / source, folder / source, ignore=left_out)
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)

@@ -19,8 +19,8 @@ import data.dataset
 from data.dataset import write_dataset
 from data.tasks import arithmetic_text
 
-TRAIN, SAMPLE, MATH, CAPITALS, BENCH, PAPER = (
-    "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_paper.py")
+TRAIN, SAMPLE, MATH, CAPITALS, BENCH, EXPERIMENT = (
+    "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
 PLOT, GRIDS, TABLES = "plot_results.py", "plot_all_models.py", "tabulate_all_models.py"
 AS_MATH, FACTS, BOTH = (f"data/{name}/prepare.py" for name in ("as_math", "facts_char", "both_math_and_facts"))
 
@@ -171,14 +171,21 @@ REFUSED = [
     (MATH, "--out_dir=run --max_operand=10000", None, ["max_operand=10000", "at most 199"]),
     (MATH, "--out_dir=run --max_operand=-1", None, ["max_operand=-1"]),
     (BENCH, "--blocks=0", None, ["blocks=0", "at least 1"]),
-    (PAPER, "--jobs=-1", None, ["jobs=-1", "at least 0"]),
+    (EXPERIMENT, "--jobs=-1", None, ["jobs=-1", "at least 0"]),
+    (EXPERIMENT, "", None, ["no runs", "experiments/paper.py"]),
+    (EXPERIMENT, "nowhere.py", None, ["nowhere.py", "does not exist"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = 3"), ["runs", "a list", "3"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = ['math_mini_14']"), ["math_mini_14", "not the settings of a run"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_1'}]"), ["config/train_math_mini_1.py"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'sed': 1}]"), ["unknown setting 'sed'"]),
+    (EXPERIMENT, "mine.py --root_dir=run/run.json", write("mine.py", b"runs = [{'config': 'math_mini_14'}]"), ["run/run.json", "cannot make"]),
 
     # Devices
     (TRAIN, "--device=warp", None, ["warp", "auto"]),
     (TRAIN, "--device=meta", None, ["meta"]),
     (TRAIN, "--device=cpu --dtype=float16", None, ["float16", "CUDA"]),
     (SAMPLE, SAMPLED + " --device=warp", None, ["warp"]),
-    (PAPER, "--device=warp", None, ["warp"]),
+    (EXPERIMENT, "--device=warp", None, ["warp"]),
     *(pytest.param(script, "--out_dir=run --device=cuda", None, ["cuda", "--device=auto"], marks=without_cuda)
       for script in (SAMPLE, MATH, CAPITALS, TRAIN)),
     pytest.param(TRAIN, "--wandb_log=True", None, ["wandb", "pip install wandb"], marks=without_wandb),
@@ -276,6 +283,7 @@ REFUSED = [
     (GRIDS, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
     (TABLES, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
     (TABLES, "--root_dir=.", None, ["none of the runs"]),
+    (TABLES, "--root_dir=.", write("seeds/runs.csv", b"run,n_embd\nmath_mini_14,14\n"), ["seeds", "damaged", "evaluations.csv.gz"]),
 ]
 
 

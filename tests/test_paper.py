@@ -4,15 +4,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, SHORT
 
-import run_paper
-import tabulate_all_models
-from study.results import best_evaluation, read_results
-from study.settings import run_config_file
+from study.results import best_evaluation, read_results, read_runs
+from study.tables import table
 
 RESULTS = ROOT / "results"
 COLUMNS = "iter,add_correct,add_total,sub_correct,sub_total,facts_correct,facts_total,val_loss,held_out_correct,held_out_total"
@@ -26,38 +23,6 @@ def write_results(folder, rows):
 def cells(table, first):
     [row] = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in row.strip("|").split("|")]
-
-
-def test_the_paper_is_24_runs_and_13_of_the_search():
-    runs = run_paper.paper_runs(mlt=True)
-    assert len(runs) == 24 + 13 and len(run_paper.paper_runs(mlt=False)) == 18 + 13
-    assert all((ROOT / config_file).exists() for config_file, _ in runs.values())
-    assert runs["both_mini_28_wd"] == ("config/train_both_mini_28_wd.py", {})
-    assert runs["math_mini_7"] == ("config/train_math_mini_14.py", {"n_embd": 7})
-    work = [run_paper.work_of(ROOT / config_file, settings) for config_file, settings in runs.values()]
-    assert work[:2] == [max(work)] * 2 and work[-1] == min(work)
-
-
-def test_runs_are_made_complete_resumed_and_skipped(project, monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(project)
-    runs = {"one": ("config/train_math_mini_14.py", {"seed": 1}), "two": ("config/train_facts_mini_14.py", {})}
-    cfg = SimpleNamespace(device="cpu", max_iters=3)
-    assert run_paper.run_all(runs, tmp_path, cfg, jobs=2, threads={"OMP_NUM_THREADS": "1"}) == []
-    assert "2 runs, 0 of them complete" in capfd.readouterr().out
-    for name in runs:
-        assert run_paper.progress(tmp_path / name)[0] == 3 and (tmp_path / name / "plot.png").exists()
-    log = (tmp_path / "one" / "train.log").read_text()
-    assert run_paper.run_all(runs, tmp_path, cfg, jobs=2, threads={}) == []  # all complete: nothing starts
-    assert "2 of them complete" in capfd.readouterr().out and (tmp_path / "one" / "train.log").read_text() == log
-
-    # One goes on where it stopped; the other fails, which is said and holds up nothing.
-    (tmp_path / "two" / "ckpt_last.pt").write_bytes(b"damaged")
-    cfg.max_iters = 5
-    assert run_paper.run_all(runs, tmp_path, cfg, jobs=1, threads={}) == ["two"]
-    assert "two failed" in capfd.readouterr().out and "damaged" in (tmp_path / "two" / "train.log").read_text()
-    assert "resumed at iteration 3" in (tmp_path / "one" / "train.log").read_text()
-    parts = json.loads((tmp_path / "one" / "run.json").read_text())
-    assert parts["iter_num"] == 5 and [part["iter_num"] for part in parts["earlier_parts"]] == [3]
 
 
 def test_a_run_says_how_it_was_made(call, in_tmp):
@@ -82,36 +47,35 @@ def test_a_cell_holds_the_papers_number_and_that_of_our_best_evaluation(tmp_path
         "20250,900,1000,900,1000,0,0,0.7,40,40",
         "20500,0,1000,0,1000,0,0,0.6,0,40",
     ])
-    runs = {"n14": tmp_path / "math_mini_14", "MLT": tmp_path / "math_mini_mlt"}
-    table = tabulate_all_models.table("math", runs, "")
-    assert table.startswith("**Table 2.")
-    assert cells(table, "n14") == [
-        "n14", "1.46k / 1,456", "100.0% / 99.0%", "100.0% / 100.0%", "40/40 / 40/40", "19,750", "33% (1 of 3)"]
-    assert cells(table, "MLT") == ["MLT", "10.63M / 10,628,352", *["98% / not run yet"] * 2, "0/40 / not run yet", *["not run yet"] * 2]
+    text = table("math", {"n14": "math_mini_14", "MLT": "math_mini_mlt"}, read_runs(tmp_path), "")
+    assert text.startswith("**Table 2.")
+    assert cells(text, "n14") == [
+        "n14", "1.46k / 1,456", "100.0% / 99.0%", "100.0% / 100.0%", "40/40 / 40/40", "19,750", "1 of 3 (33%)"]
+    assert cells(text, "MLT") == ["MLT", "10.63M / 10,628,352", *["98% / not run yet"] * 2, "0/40 / not run yet", *["not run yet"] * 2]
 
 
 def test_the_joint_table_has_the_combined_score(tmp_path):
     write_results(tmp_path / "both_mini_14_wd", ["0,600,1000,500,1000,100,500,2.8,10,40"])
-    table = tabulate_all_models.table("combined", {"n14": tmp_path / "both_mini_14_wd"}, "_wd")
-    assert table.startswith("**Table 7.")
-    assert cells(table, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
+    text = table("combined", {"n14": "both_mini_14_wd"}, read_runs(tmp_path), "_wd")
+    assert text.startswith("**Table 7.")
+    assert cells(text, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
 
 
 def test_a_table_names_the_pairs_that_its_runs_hold_out_and_the_machines_that_made_them(tmp_path):
     row = "20000,600,1000,500,1000,0,0,2.8,80,80"
     made = {"iter_num": 20_000, "seconds": {"training": 9.0}, "device": "cpu", "device_name": "Some CPU", "threads": 1,
             "dtype": "float32", "torch": "9.9", "num_params": 1456, "held_out": "3,4;1,8"}
-    runs = {f"n{n}": tmp_path / f"math_mini_{n}" for n in (14, 28, 56)}
-    for folder in runs.values():
+    folders = {f"n{n}": tmp_path / f"math_mini_{n}" for n in (14, 28, 56)}
+    for folder in folders.values():
         write_results(folder, [row])
     stepped = made | {"step": "C step (cc, AVX2)", "threads": 2}
-    (runs["n14"] / "run.json").write_text(json.dumps(made | {"earlier_parts": [stepped]}))
-    (runs["n28"] / "run.json").write_text(json.dumps(stepped))
-    table = tabulate_all_models.table("math", runs, "")
-    assert cells(table, "model")[4] == "(3,4;1,8 and 5,7)"
-    assert cells(table, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
-    assert cells(table, "n28")[4] == "0/40 / 80/80" and cells(table, "n28")[-1] == "100% (1 of 1)"
-    assert table.splitlines()[-1] == (
+    (folders["n14"] / "run.json").write_text(json.dumps(made | {"earlier_parts": [stepped]}))
+    (folders["n28"] / "run.json").write_text(json.dumps(stepped))
+    text = table("math", {panel: folder.name for panel, folder in folders.items()}, read_runs(tmp_path), "")
+    assert cells(text, "model")[4] == "(3,4;1,8 and 5,7)"
+    assert cells(text, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
+    assert cells(text, "n28")[4] == "0/40 / 80/80" and cells(text, "n28")[-1] == "1 of 1 (100%)"
+    assert text.splitlines()[-1] == (
         "Made on: math_mini_14, math_mini_28: Some CPU, 2 threads, float32, torch 9.9, C step (cc, AVX2); "
         "math_mini_14: Some CPU, 1 thread, float32, torch 9.9.")
 
@@ -125,18 +89,6 @@ def test_the_readmes_tables_are_what_the_published_runs_give(call, suffix):
     assert len(tables) == (4 if not suffix else 3)
     for table in tables:
         assert table in readme, f"the README lacks:\n{table}"
-
-
-@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob("*/run.json")), ids=lambda path: path.name)
-def test_a_published_run_is_complete_and_of_its_config(folder):
-    info = json.loads((folder / "run.json").read_text())
-    lines = (folder / "results.csv").read_text().splitlines()
-    assert info["iter_num"] == 30_000 and len(lines) == 122 and lines[-1].startswith("30000,")
-    config_file, settings = run_paper.paper_runs(mlt=True)[folder.name]
-    stated = run_config_file(ROOT / config_file) | settings
-    assert {key: info["config"][key] for key in stated} == stated and info["config"]["seed"] == 1337
-    assert info["held_out"] == ("none" if folder.name.startswith("facts") else "5,7")
-    assert (folder / "plot.png").exists()
 
 
 def test_a_published_model_is_sampled_and_scored_without_training(call, tmp_path, project):

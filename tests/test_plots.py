@@ -9,7 +9,7 @@ import pytest
 
 import plot_all_models
 import plot_results
-from study.results import read_results
+from study.results import find_runs, read_results
 
 # The columns of the published runs: no held_out_*, no combined_acc.
 HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
@@ -86,19 +86,18 @@ def test_a_run_of_ours_is_plotted_into_its_folder(call, runs):
     figure = plot_results.plot_run(folder, False)
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert set(curves(figure.axes[0])) == {"addition", "subtraction", "facts"}
+    assert set(curves(figure.axes[0])) == {"addition", "subtraction", "facts", "held out"}
+    assert curves(figure.axes[0])["held out"][1] == [100 * int(row["held_out_correct"]) / 40 for row in rows]
     assert curves(figure.axes[1])["validation loss"][1] == [float(row["val_loss"]) for row in rows]
     assert figure.axes[0].get_title() == "both_mini_14 (2,142 parameters)"  # from its checkpoint
 
 
 def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
-    runs = {
-        "n14": write_results(tmp_path / "both_mini_14", math_rows()),
-        "n28": write_results(tmp_path / "both_mini_28", facts_rows()),
-        "n56": tmp_path / "both_mini_56",
-        "MLT": write_results(tmp_path / "both_mini_mlt_wd", math_rows()),
-    }
-    figure = plot_all_models.plot_grid(runs)
+    write_results(tmp_path / "both_mini_14", math_rows())
+    write_results(tmp_path / "both_mini_28", facts_rows())
+    write_results(tmp_path / "both_mini_mlt", math_rows())
+    grids, runs = find_runs(tmp_path, "")
+    figure = plot_all_models.plot_grid(grids["combined"], runs)
     assert [ax.get_title() for ax in figure.axes] == [
         "n14 (2,142 parameters)", "n28 (6,636 parameters)", "n56 (22,680 parameters)", "MLT (10,647,168 parameters)"]
     n14, n28, n56, mlt = figure.axes

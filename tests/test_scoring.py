@@ -86,10 +86,11 @@ def test_a_row_counts_what_a_model_gets_right(project, dataset, block_size, math
         "train_loss": pytest.approx(loss, rel=1e-6), "val_loss": pytest.approx(loss, rel=1e-6),
         "held_out_correct": 30 * math, "held_out_total": 40 * math,
         "combined_acc": pytest.approx(combined),
+        "held_out_answers": "5+7=12 7+5=? 5-7=-2 7-5=2" * math,
     }
     assert list(row) == (
         "iter add_correct add_total sub_correct sub_total math_acc facts_correct facts_total facts_acc train_loss val_loss "
-        "held_out_correct held_out_total combined_acc").split()
+        "held_out_correct held_out_total combined_acc held_out_answers").split()
     assert model.training
 
 

@@ -83,7 +83,7 @@ def test_the_ends_of_a_range_belong_to_it(settings, argument):
 
 @pytest.mark.parametrize("name", [
     "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "plot_results.py", "plot_all_models.py",
-    "bench.py", "run_paper.py", "tabulate_all_models.py", "data/as_math/prepare.py", "data/facts_char/prepare.py",
+    "bench.py", "run_experiment.py", "tabulate_all_models.py", "data/as_math/prepare.py", "data/facts_char/prepare.py",
     "data/both_math_and_facts/prepare.py",
 ])
 def test_help_lists_every_setting_with_its_default_and_meaning(call, name):

@@ -1,0 +1,4 @@
+# The paper's six runs of the MLT, which want a GPU.
+from study.experiments import grid
+
+runs = grid(config=[f"{task}_mini_mlt{suffix}" for task in ("both", "facts", "math") for suffix in ("", "_wd")])

@@ -1,0 +1,168 @@
+"""Experiments: many runs that a file in experiments/ describes, and the two tables that they become.
+
+A file assigns `runs`, a list of {setting: value} that grid() makes. "config" names the config file, and the
+other settings go over it; line_seed and held_out are those of the dataset's prepare.py.
+
+<root_dir>/<experiment>/runs.csv has a row a run, with the columns RUN_COLUMNS, and evaluations.csv.gz a row an
+evaluation: the run's settings and the columns of its results.csv. Both hold complete runs only.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import re
+from pathlib import Path
+
+import torch
+
+from data.tasks import HELD_OUT, arithmetic
+from study.device import describe
+from study.files import write_files
+from study.results import ROOT, Run, columns, read_rows, scores_of
+from study.run_folder import load_model, read_run_json
+from study.scoring import answer, tally
+from study.settings import fail, run_config_file, stated_settings
+
+DATA_SETTINGS = {"line_seed": -1, "held_out": HELD_OUT}  # of the prepare.py scripts, with their defaults
+# What the columns of runs.csv mean. Scores are numbers of right samples, ten for each problem.
+SETTING_COLUMNS = {
+    "run": "name of the run",
+    "config": "config/train_<config>.py, whose settings are those of the run where no column says otherwise",
+    "n_embd": "width",
+    "weight_decay": "AdamW's",
+    "seed": "of the initial weights, the batches and the sampling",
+    "line_seed": "of the order of the text's lines; -1: the paper's order",
+    "held_out": "pairs whose sums and differences are not trained on",
+    "step": "what made the updates",
+    "dtype": "precision of the updates",
+    "max_iters": "updates in total",
+}  # fmt: skip
+RUN_COLUMNS = SETTING_COLUMNS | {
+    "num_params": "parameters without position embeddings",
+    "add_total": "samples of additions at each evaluation; 0: not asked, and so for the others",
+    "sub_total": "of subtractions",
+    "facts_total": "of capitals",
+    "held_out_total": "of held-out sums and differences, which are among the above too",
+    "best_iter": "iteration of the best evaluation: the one with the most right samples, the earliest of equals",
+    **{f"best_{group}": f"right at the best evaluation: {group}" for group in ("add", "sub", "facts", "held_out")},
+    **{f"last_{group}": f"right at the last evaluation: {group}" for group in ("add", "sub", "facts", "held_out")},
+    "late": "evaluations from iteration 20,000 on",
+    "late_right": "those of them with every held-out sample right",
+    "lowest_val_loss": "nats per character",
+    "beyond_add": "right at the end of 3,000 samples of sums with an operand from 10 to 19; only if last_held_out is perfect",
+    "beyond_sub": "of 3,000 of differences",
+    "seconds": "wall time of training, evaluating and saving",
+    "made_on": "processor or GPU, precision and software",
+    "commit": "of the code",
+}  # fmt: skip
+
+
+def grid(**axes):
+    """All combinations of the axes' values as a list of {setting: value}; the first axis varies slowest.
+
+    A value that is no list or range stands for itself.
+    """
+    values = [axis if isinstance(axis, (list, tuple, range)) else [axis] for axis in axes.values()]
+    return [dict(zip(axes, combination)) for combination in itertools.product(*values)]
+
+
+def run_name(settings):
+    """What a run is called: math_mini_14 with n_embd 20 and seed 3 is math_mini_20_seed_3."""
+    name = settings["config"]
+    if "n_embd" in settings:
+        name = re.sub(r"(?<=_mini_)\d+", str(settings["n_embd"]), name)
+    return name + _suffix({key: value for key, value in sorted(settings.items()) if key not in ("config", "n_embd")})
+
+
+def _suffix(settings):
+    return "".join(f"_{key}_{re.sub('[^0-9A-Za-z.]+', '-', str(value))}" for key, value in settings.items())
+
+
+def named(runs):
+    """{run: its settings} of the list that an experiment's file assigned; ends the program if it is none."""
+    if not runs:
+        fail("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
+    known = stated_settings(ROOT / "train_with_eval.py").keys() | DATA_SETTINGS.keys() | {"config"}
+    for settings in runs:
+        if not isinstance(settings, dict) or "config" not in settings:
+            fail(f"{settings!r} in `runs` is not the settings of a run, such as {{'config': 'math_mini_14', 'seed': 1}}")
+        for key in settings.keys() - known:
+            fail(f"unknown setting '{key}' in `runs`: those of train_with_eval.py go, and {', '.join(DATA_SETTINGS)}")
+        if not config_file(settings).exists():
+            fail(f"config='{settings['config']}' in `runs`: there is no {config_file(settings).relative_to(ROOT)}")
+    return {run_name(settings): settings for settings in runs}
+
+
+def config_file(settings):
+    return ROOT / "config" / f"train_{settings['config']}.py"
+
+
+def config_of(settings):
+    """All settings of a run: the defaults, over them its config file's, over these its own."""
+    defaults = {key: default for key, (default, _) in stated_settings(ROOT / "train_with_eval.py").items()}
+    return defaults | run_config_file(config_file(settings)) | settings
+
+
+def dataset_of(settings):
+    """(name of the dataset that the run is trained on, arguments of the python command that prepares it)."""
+    config = config_of(settings)
+    own = {key: settings[key] for key in DATA_SETTINGS if key in settings}
+    script = f"data/{config['dataset']}/prepare.py"
+    if not own:
+        return config["dataset"], (script,)
+    name = config["dataset"] + _suffix(own)
+    return name, (script, *(f"--{key}={value}" for key, value in own.items()), f"--folder=data/{name}")
+
+
+def train_settings(settings):
+    """Everything train_with_eval.py is to be given for a run, the config file apart, but the folder and the device."""
+    return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")} | {"dataset": dataset_of(settings)[0]}
+
+
+def finished_run(name, settings, folder):
+    """A Run, as its rows in the tables, of the folder of a complete one."""
+    info = read_run_json(folder)
+    rows = read_rows(folder / "results.csv")
+    results = columns(rows)
+    config = info["config"]
+    parts = [*info["earlier_parts"], info]
+    row = {key: config[key] for key in ("n_embd", "weight_decay", "seed", "max_iters")} | {
+        "run": name, "config": settings["config"], "line_seed": settings.get("line_seed", -1),
+        **{key: info[key] for key in ("held_out", "dtype", "step", "num_params", "commit")},
+        **scores_of(results),
+        "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),
+        "made_on": "; ".join(dict.fromkeys(map(describe, parts))),
+    }
+    if row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
+        row |= beyond_single_digits(folder)
+    return Run({column: str(row.get(column, "")) for column in RUN_COLUMNS}, rows, results)
+
+
+def beyond_single_digits(folder):
+    """How the model at the end of a run answers operands up to 19, those up to 9 left out (section 5.1)."""
+    model, chars, held_out = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+    task = arithmetic(held_out, max_operand=19)
+    problems = [problem for problem in task.problems if problem.beyond]
+    with torch.no_grad():
+        answers = answer(model, chars, task, problems, torch.Generator().manual_seed(1337))
+    return {f"beyond_{group}": tally(problems, answers, lambda problem: problem.group == group)[0] for group in ("add", "sub")}
+
+
+def write_tables(folder, runs):
+    """Writes runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
+    of_runs = [list(RUN_COLUMNS), *([run.info[column] for column in RUN_COLUMNS] for run in runs.values())]
+    of_evaluations = [[*SETTING_COLUMNS, *next(iter(runs.values())).rows[0]]] if runs else []
+    for run in runs.values():
+        settings = [run.info[column] for column in SETTING_COLUMNS]
+        of_evaluations += [settings + list(row.values()) for row in run.rows]
+    write_files({
+        folder / "runs.csv": _csv(of_runs),
+        folder / "evaluations.csv.gz": gzip.compress(_csv(of_evaluations), mtime=0),  # the same bytes at any time
+    })
+
+
+def _csv(rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,59 @@
+"""The statistics of the reports: how sure a share is, how runs spread, whether two shares differ."""
+
+import math
+
+import numpy as np
+
+Z = 1.959963984540054  # standard normal quantile of 97.5%: all intervals are of 95%
+
+
+def wilson(right, total):
+    """95% interval (low, high) of a share, right of total (Wilson 1927; formula of Newcombe 1998, method 3)."""
+    share, spread = right / total, Z * math.sqrt(right * (total - right) / total + Z**2 / 4)
+    low, high = (total * share + Z**2 / 2 - spread) / (total + Z**2), (total * share + Z**2 / 2 + spread) / (total + Z**2)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def difference(right_a, total_a, right_b, total_b):
+    """95% interval of share a minus share b, of independent runs (Newcombe 1998, Statistics in Medicine 17:873, method 10)."""
+    a, b = right_a / total_a, right_b / total_b
+    (low_a, high_a), (low_b, high_b) = wilson(right_a, total_a), wilson(right_b, total_b)
+    return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
+
+
+def fisher_exact(right_a, total_a, right_b, total_b):
+    """Two-sided p of Fisher's exact test that two shares are the same: the sum of all tables no likelier than this one."""
+    right, total = right_a + right_b, total_a + total_b
+    possible = range(max(0, right - total_b), min(right, total_a) + 1)
+    ways = {k: math.comb(total_a, k) * math.comb(total_b, right - k) for k in possible}  # whole numbers: ties are exact
+    return sum(n for n in ways.values() if n <= ways[right_a]) / math.comb(total, right)
+
+
+def quartiles(values):
+    """(first quartile, median, third quartile), numpy's linear interpolation."""
+    return tuple(float(q) for q in np.percentile(values, (25, 50, 75)))
+
+
+def two_way_shares(table):
+    """Shares of the sum of squares of a table (rows, columns) with one value a cell: of its rows, its columns, the rest."""
+    table = np.asarray(table, dtype=float)
+    mean = table.mean()
+    rows = table.shape[1] * ((table.mean(axis=1) - mean) ** 2).sum()
+    columns = table.shape[0] * ((table.mean(axis=0) - mean) ** 2).sum()
+    total = ((table - mean) ** 2).sum()
+    return (rows / total, columns / total, 1 - (rows + columns) / total) if total else (0.0, 0.0, 0.0)
+
+
+def permutation_p(table, draws=10_000, seed=0):
+    """p of the rows' share of the sum of squares, and of the columns': how often shuffled values give as much.
+
+    Values are shuffled within columns to test the rows, within rows to test the columns.
+    """
+    table, rng = np.asarray(table, dtype=float), np.random.default_rng(seed)
+    tests = []
+    for values in (table, table.T):  # the share of the rows, each time
+        shuffled = rng.permuted(np.repeat(values[None], draws, axis=0), axis=1)
+        spread = ((shuffled.mean(axis=2) - values.mean()) ** 2).sum(axis=1)
+        observed = ((values.mean(axis=1) - values.mean()) ** 2).sum()
+        tests.append((1 + (spread >= observed * (1 - 1e-12)).sum()) / (1 + draws))
+    return tuple(float(p) for p in tests)

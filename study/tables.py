@@ -1,0 +1,146 @@
+"""The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
+
+import re
+
+import numpy as np
+
+from data.tasks import HELD_OUT
+from study.results import LATE, best_evaluation, config_params, late_evaluations
+from study.statistics import wilson
+
+HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
+# Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
+TABLES = {
+    "math": (("Table 2. Arithmetic", "Table 5. Arithmetic, controlled regularization"), ["add", "sub", "held_out"], {
+        "n14": ("1.46k", "100.0% 100.0% 40/40", "100.0% 100.0% 40/40"),
+        "n28": ("5.26k", "98% 98% 0/40", "98% 98% 0/40"),
+        "n56": ("19.94k", "98% 98% 0/40", "98% 98% 0/40"),
+        "MLT": ("10.63M", "98% 98% 0/40", "98% 98% 0/40"),
+    }),
+    "facts": (("Table 3. Capital cities", "Table 6. Capital cities, controlled regularization"), ["facts"], {
+        "n14": ("1.93k", "8.2%", "12.4%"),
+        "n28": ("6.22k", "100.0%", "100.0%"),
+        "n56": ("21.84k", "100.0%", "100.0%"),
+        "MLT": ("10.64M", "100.0%", "100.0%"),
+    }),
+    "combined": (("Table 4. Both", "Table 7. Both, controlled regularization"), ["add", "sub", "facts", "combined", "held_out"], {
+        "n14": ("2.14k", "31.2% 39.4% 2.0% 28.6% 0/40", "33.4% 28.5% 6.6% 26.1% 0/40"),
+        "n28": ("6.64k", "95.0% 97% 87.6% 94.3% 0/40", "96.3% 88.7% 90.0% 92.0% 0/40"),
+        "n56": ("22.68k", "98% 98% 100.0% 98.4% 0/40", "98% 98% 100.0% 98.4% 0/40"),
+        "MLT": ("10.65M", "98% 98% 100.0% 98.4% 0/40", "98% 98% 100.0% 98.4% 0/40"),
+    }),
+}  # fmt: skip
+
+
+def score(results, column, at):
+    """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
+    groups = ("add", "sub", "facts") if column == "combined" else (column,)
+    correct, total = (sum(results[f"{group}_{kind}"][at] for group in groups) for kind in ("correct", "total"))
+    if not total:
+        return "not asked"
+    return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
+
+
+def share(right, total):
+    """A share of some runs or evaluations: 17 of 20 (85%)."""
+    return f"{right} of {total} ({100 * right / total:.0f}%)" if total else "none made"
+
+
+def rate(right, total):
+    """A share of runs with its 95% interval: 17 of 20 (85%, 64 to 95)."""
+    if not total:
+        return "not run yet"
+    low, high = (100 * bound for bound in wilson(right, total))
+    return f"{right} of {total} ({100 * right / total:.0f}%, {low:.0f} to {high:.0f})"
+
+
+def has_all_held_out(results, at):
+    """Whether every held-out sample of an evaluation is right. At the last one (-1) that is to generalize."""
+    return bool(results["held_out_total"][at] and results["held_out_correct"][at] == results["held_out_total"][at])
+
+
+def generalizes(run):
+    """What counts as generalizing, everywhere: all samples of the held-out problems are right at the last evaluation."""
+    return has_all_held_out(run.results, -1)
+
+
+def late_share(run):
+    """Share of the evaluations from LATE on that have every held-out sample right."""
+    right, late = late_evaluations(run.results)
+    return right / late if late else 0.0
+
+
+def seeds_of(runs, name):
+    """The runs that differ from the one with this name in their seed alone, in the order of their seeds."""
+    numbers = {int(match[1]): run for key, run in runs.items() if (match := re.fullmatch(re.escape(name) + r"_seed_(\d+)", key))}
+    return [numbers[seed] for seed in sorted(numbers)]
+
+
+def median_score(seeds, column):
+    """The median of a score over runs, each at its best evaluation."""
+    at = [best_evaluation(run.results) for run in seeds]
+    if column == "held_out":
+        return f"{np.median([run.results['held_out_correct'][i] for run, i in zip(seeds, at)]):.0f}/40"
+    percent = [float(score(run.results, column, i).rstrip("%")) for run, i in zip(seeds, at)]
+    return f"{np.median(percent):.1f}%"
+
+
+def of_one_run(runs, name, columns):
+    """Our cells for a run: scores of its best evaluation, its iteration, and the late share if held-out problems are asked."""
+    held_out = "held_out" in columns
+    if name not in runs:
+        return ["not run yet"] * (len(columns) + 1 + held_out)
+    results = runs[name].results
+    at, last = best_evaluation(results), results["iter"][-1]
+    best_at = f"{results['iter'][at]:,.0f}"
+    if last < int(runs[name].info["max_iters"]):
+        best_at += f" (so far, at {last:,.0f})"
+    late = [share(*late_evaluations(results))] if held_out else []
+    return [score(results, column, at) for column in columns] + [best_at, *late]
+
+
+def headings(columns, runs, names, of_ours):
+    """names: of the runs, for the pairs that these hold out."""
+    pairs = dict.fromkeys(runs[name].info["held_out"] if name in runs else HELD_OUT for name in names)
+    held_out = f"({' and '.join(pairs)})"
+    late = [f"{of_ours}all of {held_out} right from {LATE:,} on"] if "held_out" in columns else []
+    return [HEADINGS.get(column, held_out) for column in columns] + [f"{of_ours}best at iteration", *late]
+
+
+def markdown(title, rows):
+    """A title and a table whose first row is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"**{title}**", "", lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def made_on(runs, names):
+    """A line that says on which machine which runs were made; "" if none of them tells."""
+    machines = {}  # -> names of their runs
+    for name in names:
+        for machine in runs[name].info["made_on"].split("; ") if name in runs else []:
+            if machine:
+                machines.setdefault(machine, []).append(name)
+    where = "; ".join(f"{', '.join(names)}: {machine}" for machine, names in machines.items())
+    return f"\n\nMade on: {where}." if where else ""
+
+
+def table(grid, panels, runs, suffix):
+    """A table of the paper, of {panel: name of its run} among {name: Run}."""
+    titles, columns, paper = TABLES[grid]
+    rows = [["model", "parameters", *headings(columns, runs, panels.values(), "ours: ")]]
+    for panel, name in panels.items():
+        params, *scores = paper[panel]
+        theirs = scores[suffix == "_wd"].split()
+        ours = of_one_run(runs, name, columns)
+        both = [f"{their} / {our}" for their, our in zip(theirs, ours)]
+        counted = runs[name].info["num_params"] if name in runs else config_params(name)
+        rows.append([panel, f"{params} / {int(counted):,}" if counted else f"{params} / not known", *both, *ours[len(columns):]])
+    return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows) + made_on(runs, panels.values())
+
+
+def search_table(runs):
+    """The search for the smallest model (section 3.2), of which the paper tells only the outcome: ours alone."""
+    columns = TABLES["math"][1]
+    names = {n: f"math_mini_{n}" for n in range(1, 15)}
+    rows = [["n", *headings(columns, runs, names.values(), "")], *([str(n), *of_one_run(runs, name, columns)] for n, name in names.items())]
+    return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows) + made_on(runs, names.values())

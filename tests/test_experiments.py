@@ -1,0 +1,156 @@
+"""An experiment's runs are made complete by one command, whatever interrupts it, and become two tables."""
+
+import csv
+import gzip
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import run_experiment
+from study.experiments import RUN_COLUMNS, config_of, grid, named
+from study.results import read_runs, read_tables, scores_of
+from study.settings import run_config_file
+
+EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def runs_of(path):
+    return named(run_config_file(Path(path))["runs"])
+
+
+def tables(folder):
+    """(rows of runs.csv, rows of evaluations.csv.gz), each a {column: text}."""
+    with open(folder / "runs.csv", newline="") as runs, gzip.open(folder / "evaluations.csv.gz", "rt", newline="") as evaluations:
+        return list(csv.DictReader(runs)), list(csv.DictReader(evaluations))
+
+
+def test_a_grid_is_every_combination_and_its_first_axis_varies_slowest():
+    assert grid(seed=range(1, 3), config=["a", "b"], fast=False) == [
+        {"seed": 1, "config": "a", "fast": False}, {"seed": 1, "config": "b", "fast": False},
+        {"seed": 2, "config": "a", "fast": False}, {"seed": 2, "config": "b", "fast": False}]
+
+
+def test_experiments_share_the_names_of_equal_runs():
+    assert list(named(grid(config="math_mini_14", n_embd=28, seed=3))) == ["math_mini_28_seed_3"]
+    assert list(named(grid(seed=3, config="math_mini_14_wd", n_embd=28))) == ["math_mini_28_wd_seed_3"]
+    assert list(named(grid(config="math_mini_14", held_out="3,4;1,8", seed=3))) == ["math_mini_14_held_out_3-4-1-8_seed_3"]
+    for width in (28, 56):  # such a name says the truth: the configs differ in the width alone
+        for task in ("math", "facts", "both"):
+            for suffix in ("", "_wd"):
+                small, large = ({"config": f"{task}_mini_{n}{suffix}"} for n in (14, width))
+                assert config_of(small | {"n_embd": width}) | {"config": 0} == config_of(large) | {"config": 0}
+    named_runs = [run for path in EXPERIMENTS for run in runs_of(path).items()]
+    configs = {name: config_of(settings) | {"config": 0} for name, settings in named_runs}
+    assert all(config_of(settings) | {"config": 0} == configs[name] for name, settings in named_runs)
+
+
+def test_the_experiments_are_the_ones_of_the_study():
+    number = {path.stem: len(runs_of(path)) for path in EXPERIMENTS}
+    assert number == {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13, "seeds": 2 * 200 + 12 * 10, "steps": 60}
+    paper = runs_of(ROOT / "experiments/paper.py")
+    assert {name for name in paper if not re.fullmatch(r"math_mini_1?[0-9]", name)} < {path.stem.removeprefix("train_") for path in ROOT.glob("config/*.py")}
+    work = [run_experiment.work_of(settings) for settings in paper.values()]
+    assert work[:2] == [max(work)] * 2 and work[-1] == min(work)  # short ones fill the gaps at the end
+    pairs = {settings["held_out"] for settings in runs_of(ROOT / "experiments/pairs.py").values()}
+    assert len(pairs) == 10 and "5,7" not in pairs
+
+
+def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(project)
+
+    def run(max_iters, **changed):
+        experiment = {"one": {"config": "math_mini_14", "seed": 1, "line_seed": 3}, "two": {"config": "facts_mini_14"}}
+        experiment = {name: settings | {"max_iters": max_iters} for name, settings in experiment.items()}
+        return run_experiment.run_all(experiment, **{"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 2, "threads": ONE_THREAD} | changed)
+
+    assert run(3) == []
+    assert "2 runs, 0 of them complete" in capfd.readouterr().out
+    log = (tmp_path / "runs/one/train.log").read_text()
+    assert "data as_math_line_seed_3" in log
+    rows, evaluations = tables(tmp_path / "mine")
+    assert [row["run"] for row in rows] == ["one", "two"] and list(rows[0]) == list(RUN_COLUMNS)
+    assert [(row["run"], row["iter"]) for row in evaluations] == [("one", "0"), ("one", "3"), ("two", "0"), ("two", "3")]
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    assert run(3) == []  # all complete: nothing starts, and the tables stay as they are
+    assert "2 of them complete" in capfd.readouterr().out and (tmp_path / "runs/one/train.log").read_text() == log
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+
+    # Run on without the tables, one goes on where it stopped; the other fails, which is said and holds up nothing.
+    (tmp_path / "mine/runs.csv").unlink()
+    (tmp_path / "runs/two/ckpt_last.pt").write_bytes(b"damaged")
+    assert run(5, jobs=1) == ["two"]
+    assert "two failed" in capfd.readouterr().out and "damaged" in (tmp_path / "runs/two/train.log").read_text()
+    assert "resumed at iteration 3" in (tmp_path / "runs/one/train.log").read_text()
+    info = json.loads((tmp_path / "runs/one/run.json").read_text())
+    assert info["iter_num"] == 5 and [part["iter_num"] for part in info["earlier_parts"]] == [3]
+    assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
+
+
+def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
+    Path("mine.py").write_text("from study.experiments import grid\nruns = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")
+    result = script("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=2")
+    assert result.returncode == 0, result.stderr
+    _, evaluations = tables(in_tmp / "mine")
+    for name in ("both_mini_3_max_iters_500", "both_mini_4_max_iters_500"):
+        with open(in_tmp / "runs" / name / "results.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        mine = [row for row in evaluations if row["run"] == name]
+        assert [{column: row[column] for column in rows[0]} for row in mine] == rows
+    folders = read_runs(in_tmp / "runs")
+    for name, run in read_runs(in_tmp).items():  # the same run, from the tables and from its folder
+        assert {column: float(run.info[column]) for column in scores_of(run.results)} == scores_of(folders[name].results)
+        assert run.results["held_out_answers"] == folders[name].results["held_out_answers"]
+        assert set(run.results["held_out_answers"][-1]) == {"5+7", "7+5", "5-7", "7-5"}
+        assert all(run.info[column] == str(folders[name].info[column]) for column in ("num_params", "held_out", "max_iters", "made_on"))
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stopped_experiment_goes_on_where_it_was(start, in_tmp, project, signum, status):
+    Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 4000}]\n")
+    process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
+    results = in_tmp / "runs/math_mini_14_max_iters_4000/results.csv"
+    while not (results.exists() and results.read_text().count("\n") > 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == status and stderr == "stopped; the same command goes on\n"
+    assert tables(in_tmp / "mine") == ([], [])
+    info = json.loads(results.with_name("run.json").read_text())
+    assert 0 < info["iter_num"] < 4000
+
+
+def test_a_run_that_another_experiment_published_is_not_made_again(project, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(project)
+    experiment = named([{"config": "math_mini_14", "n_embd": 2, "max_iters": 3}])
+    options = {"root": tmp_path, "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
+    assert run_experiment.run_all(experiment, table=tmp_path / "a", **options) == []
+    shutil.rmtree(tmp_path / "runs")
+    assert run_experiment.run_all(experiment, table=tmp_path / "b", **options) == []
+    assert not (tmp_path / "runs").exists()
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in ("runs.csv", "evaluations.csv.gz"))
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")), ids=lambda folder: folder.name)
+def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
+    experiment = runs_of(ROOT / "experiments" / f"{folder.name}.py")
+    runs = read_tables(folder)
+    assert runs and list(runs) == [name for name in experiment if name in runs]
+    for name, run in runs.items():
+        config = config_of(experiment[name]) | {"config": experiment[name]["config"]}
+        for column in ("config", "n_embd", "weight_decay", "seed", "max_iters", "line_seed"):
+            assert run.info[column] == str(config.get(column, -1)), (name, column)
+        held_out = "none" if config["dataset"] == "facts_char" else experiment[name].get("held_out", "5,7")
+        assert run.info["held_out"] == held_out
+        assert run.results["iter"].tolist() == [*range(0, config["max_iters"], 250), config["max_iters"]]
+        assert {column: float(run.info[column]) for column in scores_of(run.results)} == scores_of(run.results)
+        answered = {5 if held_out == "none" else len(set(said)) for said in run.results["held_out_answers"]}
+        assert answered == {5 if held_out == "none" else 4}
+    assert all(path.stat().st_size < 5_000_000 for path in folder.iterdir())
