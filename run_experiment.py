@@ -21,7 +21,7 @@ import torch
 
 from study.device import setup_device
 from study.experiments import config_file, config_of, dataset_of, finished_run, named, train_settings, write_tables
-from study.results import ROOT, params_of, read_runs
+from study.results import ROOT, params_of, published_runs
 from study.run_folder import read_run_json
 from study.settings import configure, fail
 
@@ -78,7 +78,7 @@ def run_all(experiment, root, table, device, jobs, threads):
     except OSError as error:
         fail(f"cannot make the folder {table}: {error.strerror}")
     folders = {name: root / "runs" / name for name in experiment}
-    finished = {name: run for name, run in read_runs(root).items() if name in experiment}
+    finished = {name: run for name, run in published_runs(root).items() if name in experiment}
     iters = {name: config_of(settings)["max_iters"] for name, settings in experiment.items()}
     done = {name: progress(folder)[0] for name, folder in folders.items()}
     for name in experiment:

@@ -87,13 +87,16 @@ def read_runs(root_dir):
     root = Path(root_dir)
     if not root.is_dir():
         fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
-    runs = {}
-    for path in sorted(root.glob("*/runs.csv")):
-        runs |= read_tables(path.parent)
+    runs = published_runs(root)
     for path in sorted(root.glob("*/results.csv")):
         rows = read_rows(path)
         runs[path.parent.name] = Run(read_info(path.parent), rows, columns(rows))
     return runs
+
+
+def published_runs(root):
+    """{name: Run} of the tables of all experiments in a folder."""
+    return {name: run for path in sorted(root.glob("*/runs.csv")) for name, run in read_tables(path.parent).items()}
 
 
 def read_tables(folder):
