@@ -5,8 +5,8 @@
 
 What the tables in <root_dir> hold already is not made again. Each other run has its folder in <root_dir>/runs,
 with what it printed in train.log; experiments share these folders, complete runs are skipped and those that
-were cut off go on: after any interruption the same command does. On a CPU a run has one core and one thread.
-study/experiments.py says what is in the tables.
+were cut off go on: after any interruption the same command does. On a CPU a run has one core and one thread;
+on a GPU runs of equal shape train together (study/stack.py). study/experiments.py says what is in the tables.
 """
 
 import math
@@ -15,15 +15,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import torch
 
+from data.dataset import read_meta
 from study.device import setup_device
 from study.experiments import config_file, config_of, dataset_of, finished_run, named, train_settings, write_tables
 from study.results import ROOT, params_of, published_runs
 from study.run_folder import read_run_json
-from study.settings import configure, fail
+from study.settings import catch_stop, configure, fail
+from study.stack import OWN, train_stack
 
 runs = []  # the runs, each a {setting: value}: what the experiment's file is there to say
 out_dir = ""  # folder of the tables in root_dir; the file's name unless set
@@ -32,6 +35,7 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
+LARGEST_STACK = 100  # runs, for which the activations of every model of the study fit into a few gigabytes
 
 
 def work_of(settings):
@@ -65,12 +69,61 @@ def start(settings, folder, device, threads):
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True)
 
 
+def stacks_of(runs, done):
+    """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for OWN, and equally far."""
+    stacks = {}
+    for name, settings in runs.items():
+        config = config_of(settings)
+        chars, meta = read_meta(dataset_of(settings)[0])
+        alike = {key: value for key, value in config.items() if key not in OWN}
+        if config["dropout"] == 0 and config["dtype"] != "float16":
+            stacks.setdefault((str(alike), chars, meta["tokens"]["train"], done[name]), []).append(name)
+    parts = [names[i : i + LARGEST_STACK] for names in stacks.values() for i in range(0, len(names), LARGEST_STACK)]
+    return [names for names in parts if len(names) > 1]
+
+
+def train_stacks(experiment, folders, waiting, done, device, finish):
+    """Trains the waiting runs that can be stacked, stack by stack, and calls finish(name) for each that is complete."""
+    asked = catch_stop()
+    for names in stacks_of({name: experiment[name] for name in waiting}, done):
+        cfgs = []
+        for name in names:
+            begun = (folders[name] / "run.json").exists()
+            own = {"out_dir": str(folders[name]), "device": device, "init_from": "resume" if begun else "scratch"}
+            cfgs.append(types.SimpleNamespace(**config_of(experiment[name]) | train_settings(experiment[name]) | own))
+        say = stack_progress(names, cfgs[0])
+        train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
+        if asked:
+            sys.exit(128 + asked[0])
+        for name in names:
+            finish(name)
+
+
+def stack_progress(names, cfg):
+    """say(iteration) that tells about once a minute how far a stack is."""
+    began = said = time.monotonic()
+    first = None
+
+    def say(it):
+        nonlocal said, first
+        first = it if first is None else first
+        if time.monotonic() - said > 60 or it == first:
+            said = time.monotonic()
+            left = (said - began) * (cfg.max_iters - it) / (it - first) if it > first else None
+            print(f"{names[0]} and {len(names) - 1} like it {it:,} of {cfg.max_iters:,}; about {hours(left)} left", flush=True)
+
+    return say
+
+
 def hours(seconds):
     return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
 
 
-def run_all(experiment, root, table, device, jobs, threads):
-    """Makes {run: settings} complete, `jobs` at a time, with their tables in the folder `table`; returns the runs that failed."""
+def run_all(experiment, root, table, device, jobs, threads, stacks=False):
+    """Makes {run: settings} complete, with their tables in the folder `table`; returns the runs that failed.
+
+    `jobs` train at a time, in processes of their own; with `stacks`, first those that can train together, here.
+    """
     terminal = sys.stdout.isatty()
     clear = "\r\x1b[K" if terminal else ""
     try:
@@ -90,6 +143,17 @@ def run_all(experiment, root, table, device, jobs, threads):
 
     def write():
         write_tables(table, {name: finished[name] for name in experiment if name in finished})
+
+    def finish(name):
+        finished[name] = finished_run(name, experiment[name], folders[name])
+        print(f"{clear}{name}: complete", flush=True)
+
+    if stacks:
+        try:
+            train_stacks(experiment, folders, waiting, done, device, finish)
+        finally:
+            write()
+        waiting = [name for name in waiting if name not in finished]
 
     work = {name: work_of(experiment[name]) for name in waiting}
     left = {name: work[name] * (1 - done[name] / iters[name]) for name in waiting}  # work
@@ -113,8 +177,7 @@ def run_all(experiment, root, table, device, jobs, threads):
                         failed.append(name)
                         print(f"{clear}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
-                        finished[name] = finished_run(name, experiment[name], folders[name])
-                        print(f"{clear}{name}: complete", flush=True)
+                        finish(name)
             if time.monotonic() - written > WRITE_EVERY:
                 write()
                 written = time.monotonic()
@@ -140,7 +203,8 @@ def run_all(experiment, root, table, device, jobs, threads):
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    on_cpu = setup_device(cfg.device)[0].type == "cpu"
+    device = setup_device(cfg.device)[0]
+    on_cpu = device.type == "cpu"
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda signum, _: sys.exit(128 + signum))
@@ -149,6 +213,6 @@ if __name__ == "__main__":
     root = Path(cfg.root_dir).resolve()
     os.chdir(ROOT)  # where the scripts and configs are
     root = Path(os.path.relpath(root))
-    failed = run_all(named(cfg.runs), root, root / cfg.out_dir, cfg.device, jobs, threads)
+    failed = run_all(named(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads, stacks=device.type == "cuda")
     if failed:
         fail(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)

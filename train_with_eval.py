@@ -24,10 +24,10 @@ from data.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
 from study.device import setup_device
 from study.progress import Progress
-from study.run_folder import RunFolder, read_checkpoint, read_run_json
+from study.run_folder import RunFolder
 from study.scoring import evaluate, require_finite
 from study.settings import catch_stop, configure, fail
-from study.state import TrainingState
+from study.state import TrainingState, resume
 from study.update import build, get_lr, make_train
 
 out_dir = "out"  # folder of the run; a config file's name without train_ unless set
@@ -71,10 +71,6 @@ fast = True  # take the compiled C step where it applies: CPU, float32, one laye
 compile = "auto"  # torch.compile the update: True, False or auto (CUDA only)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto; on CUDA only, with one process
 
-# What may differ when a run is resumed: nothing here changes the weights on a given machine.
-FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
-                  "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
-
 
 def check(cfg):
     """Ends the program if settings do not go together (settings.py has the range of each)."""
@@ -84,38 +80,6 @@ def check(cfg):
         fail(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}")
     if cfg.init_from == "resume" and cfg.overwrite:
         fail("init_from=resume goes on with a run and overwrite=True replaces it: give one of the two")
-
-
-def require_same_settings(cfg, config):
-    """Ends the program unless a run that was started with `config` can go on with cfg."""
-    for key, value in config.items():
-        if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
-            fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
-
-
-def resume(state, cfg, made):
-    """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
-    path = f"{cfg.out_dir}/ckpt_last.pt"
-    if not os.path.exists(path):
-        info = read_run_json(cfg.out_dir)
-        started_with = info.get("config", {})
-        require_same_settings(cfg, started_with)
-        complete = started_with and info["iter_num"] >= started_with.get("max_iters", 0)
-        if complete or (info and sum(info["seconds"].values()) > started_with.get("save_interval", 0)):  # it had one
-            fail(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
-                 "--overwrite=True starts it anew")
-        return
-    last = read_checkpoint(path)
-    if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
-        fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
-    require_same_settings(cfg, last["config"])
-    for key, value in made.items():
-        if last[key] != value:
-            fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
-    try:
-        state.load_state_dict(last)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")
 
 
 def in_any_process(condition, device):

@@ -99,9 +99,10 @@ def config_file(settings):
 
 
 def config_of(settings):
-    """All settings of a run: the defaults, over them its config file's, over these its own."""
+    """All of train_with_eval.py's settings for a run, before its dataset is prepared: the defaults, its config file's, its own."""
     defaults = {key: default for key, (default, _) in stated_settings(ROOT / "train_with_eval.py").items()}
-    return defaults | run_config_file(config_file(settings)) | settings
+    own = {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
+    return defaults | run_config_file(config_file(settings)) | own
 
 
 def dataset_of(settings):

@@ -1,9 +1,16 @@
 """All that a run needs to go on exactly where it stopped, as one object."""
 
+import os
+
 import torch
 import torch.distributed as dist
 
+from study.run_folder import read_checkpoint, read_run_json
 from study.settings import fail
+
+# What may differ when a run is resumed: nothing here changes the weights on a given machine.
+FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
+                  "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
 
 
 class TrainingState:
@@ -63,3 +70,35 @@ def set_random_state(state, device):
         torch.cuda.set_rng_state(state["cuda"], device)
     if device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def require_same_settings(cfg, config):
+    """Ends the program unless a run that was started with `config` can go on with cfg."""
+    for key, value in config.items():
+        if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
+            fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+
+
+def resume(state, cfg, made):
+    """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
+    path = f"{cfg.out_dir}/ckpt_last.pt"
+    if not os.path.exists(path):
+        info = read_run_json(cfg.out_dir)
+        started_with = info.get("config", {})
+        require_same_settings(cfg, started_with)
+        complete = started_with and info["iter_num"] >= started_with.get("max_iters", 0)
+        if complete or (info and sum(info["seconds"].values()) > started_with.get("save_interval", 0)):  # it had one
+            fail(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
+                 "--overwrite=True starts it anew")
+        return
+    last = read_checkpoint(path)
+    if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
+        fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
+    require_same_settings(cfg, last["config"])
+    for key, value in made.items():
+        if last[key] != value:
+            fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
+    try:
+        state.load_state_dict(last)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")

@@ -93,14 +93,15 @@ def make_eager_train(update, optimizer):
     return train
 
 
-def make_captured_train(update, model, optimizer, cfg, device, capture):
+def make_captured_train(update, model, optimizer, shape, device, capture):
     """train() for CUDA, where launching the kernels of a small model one by one takes most of the time.
 
     The whole update is one CUDA graph. What changes from one update to the next it reads from tensors
     that stay in place: a block of batches and learning rates, moved there at once, and the number of
-    the next one in it. capture: cuda_graph, or anything else that turns a function into a faster one.
+    the next one in it. shape: of the indices of an update. capture: cuda_graph, or anything else that turns
+    a function into a faster one.
     """
-    block = torch.zeros(BLOCK, cfg.gradient_accumulation_steps, cfg.batch_size, dtype=torch.int64, device=device)
+    block = torch.zeros(BLOCK, *shape, dtype=torch.int64, device=device)
     block_lrs = torch.zeros(BLOCK, dtype=torch.float32, device=device)
     next_in_block = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -186,5 +187,6 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
         update = compiled(update)
     how = "PyTorch" + ", compiled" * compiles + ", one CUDA graph an update" * captures
     if captures:
-        return make_captured_train(update, model, optimizer, cfg, device, cuda_graph), how, notes
+        shape = (cfg.gradient_accumulation_steps, cfg.batch_size)
+        return make_captured_train(update, model, optimizer, shape, device, cuda_graph), how, notes
     return make_eager_train(update, optimizer), how, notes

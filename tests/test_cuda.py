@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import train_with_eval
 from data.dataset import read_meta
 from data.tasks import tasks_spelled_by
-from study import scoring, update
+from study import scoring, stack, update
 from study.batches import Batches, load_splits
 from study.device import seed_everything, setup_device
 from study.settings import configure
@@ -113,6 +113,11 @@ def fake_backward(loss):
                 node.variable.grad = gradient if before is None else before + gradient
 
 
+def fake_grad_and_value(function):
+    """torch.func.grad_and_value with gradients that have shapes alone, for the same reason."""
+    return lambda weights, *arguments: ({name: torch.empty_like(weight) for name, weight in weights.items()}, function(weights, *arguments))
+
+
 def tensors_in(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
@@ -127,7 +132,7 @@ class OnCuda(TorchDispatchMode):
         super().__init__()
         self.uploads = uploads
         self.count = {}  # operation -> how often
-        self.dtypes = set()  # of the factors of matrix products
+        self.dtypes = {}  # matrix product -> dtypes of its factors
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = str(func.overloadpacket), kwargs or {}
@@ -139,8 +144,8 @@ class OnCuda(TorchDispatchMode):
             for tensor in made if self.uploads else given + made:
                 assert tensor.device == CUDA, f"{func} has a tensor on {tensor.device}"
         self.count[name] = self.count.get(name, 0) + 1
-        if name == "aten.mm":
-            self.dtypes |= {tensor.dtype for tensor in given}
+        if name in ("aten.mm", "aten.bmm"):
+            self.dtypes[name] = self.dtypes.get(name, set()) | {tensor.dtype for tensor in given}
         return result
 
     def around(self, function):
@@ -191,15 +196,34 @@ def test_a_captured_update_runs_with_every_tensor_on_the_gpu(settings, fake_gpu,
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(math.nan, device=CUDA)
         step = update.make_update(model, optimizer, no_scaler(CUDA), windows, cfg, autocast)
-        train = update.make_captured_train(step, model, optimizer, cfg, CUDA, lambda step, *_: on_cuda.around(step))
+        train = update.make_captured_train(step, model, optimizer, (1, cfg.batch_size), CUDA, lambda step, *_: on_cuda.around(step))
         loss = train(Batches(len(windows), cfg, CUDA).draw(2), [1e-3, 2e-3])
         assert loss.device == CUDA and loss.shape == ()
         with pytest.raises(DataDependentOutputException):  # this is how a test fails in which the host waits
             float(loss)
     assert on_cuda.count["aten._fused_adamw_"] == 4  # two groups of parameters, two updates
     assert ("aten.native_dropout" in on_cuda.count) == (cfg.dropout > 0)
-    assert on_cuda.dtypes == {getattr(torch, dtype)}
+    assert on_cuda.dtypes["aten.mm"] == {getattr(torch, dtype)}
     assert all(value.device == CUDA for state in optimizer.state.values() for value in state.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_captured_stack_runs_with_every_tensor_on_the_gpu(settings, fake_gpu, monkeypatch, dtype):
+    cfg = settings("math_mini_14", "--weight_decay=0.1")
+    autocast, on_cuda = autocast_to(dtype, monkeypatch), OnCuda()
+    windows, vocab_size = windows_of(cfg)
+    monkeypatch.setattr(stack, "cuda_graph", lambda step, *_: on_cuda.around(step))
+    monkeypatch.setattr(torch.func, "grad_and_value", fake_grad_and_value)
+    with fake_gpu:
+        windows = fake_gpu.from_tensor(windows).to(CUDA)
+        states = [TrainingState(*update.build(cfg, vocab_size, CUDA), no_scaler(CUDA), Batches(len(windows), cfg, CUDA), CUDA) for _ in range(3)]
+        train, hand_back = stack.make_stacked_train(states, [windows] * 3, cfg, CUDA, autocast, captures=True)
+        losses = train(torch.stack([state.batches.draw(2) for state in states], dim=1), [1e-3, 2e-3])
+        assert losses.device == CUDA and losses.shape == (3,)
+        hand_back()
+    assert on_cuda.count["aten._fused_adamw_"] == 4  # two groups of parameters, two updates, for all members at once
+    assert on_cuda.dtypes == {"aten.bmm": {getattr(torch, dtype)}}  # every product is one of all members
+    assert train.most == update.BLOCK
 
 
 @pytest.mark.parametrize("name", ["math_mini_14", "math_mini_mlt"])
@@ -489,7 +513,7 @@ def test_capturing_leaves_no_trace_and_launching_equals_eager_updates(settings, 
         return step(batches)
 
     train = update.make_captured_train(
-        counted, model, optimizer, cfg, CPU, lambda *arguments: update.cuda_graph(*arguments[:3], CUDA))
+        counted, model, optimizer, (1, cfg.batch_size), CPU, lambda *arguments: update.cuda_graph(*arguments[:3], CUDA))
     warm_up, [side] = calls[:3], set(calls[:3])  # PyTorch wants these on a stream of their own
     assert len(warm_up) == 3 and side is not fake_graphs.main and calls[3:] == [fake_graphs.main]
     assert side.waited_for == [fake_graphs.main] and fake_graphs.main.waited_for == [side]

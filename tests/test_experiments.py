@@ -45,10 +45,10 @@ def test_experiments_share_the_names_of_equal_runs():
         for task in ("math", "facts", "both"):
             for suffix in ("", "_wd"):
                 small, large = ({"config": f"{task}_mini_{n}{suffix}"} for n in (14, width))
-                assert config_of(small | {"n_embd": width}) | {"config": 0} == config_of(large) | {"config": 0}
+                assert config_of(small | {"n_embd": width}) == config_of(large)
     named_runs = [run for path in EXPERIMENTS for run in runs_of(path).items()]
-    configs = {name: config_of(settings) | {"config": 0} for name, settings in named_runs}
-    assert all(config_of(settings) | {"config": 0} == configs[name] for name, settings in named_runs)
+    configs = {name: config_of(settings) for name, settings in named_runs}
+    assert all(config_of(settings) == configs[name] for name, settings in named_runs)
 
 
 def test_the_experiments_are_the_ones_of_the_study():
@@ -144,7 +144,7 @@ def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
     runs = read_tables(folder)
     assert runs and list(runs) == [name for name in experiment if name in runs]
     for name, run in runs.items():
-        config = config_of(experiment[name]) | {"config": experiment[name]["config"]}
+        config = config_of(experiment[name]) | experiment[name]
         for column in ("config", "n_embd", "weight_decay", "seed", "max_iters", "line_seed"):
             assert run.info[column] == str(config.get(column, -1)), (name, column)
         held_out = "none" if config["dataset"] == "facts_char" else experiment[name].get("held_out", "5,7")

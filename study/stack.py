@@ -1,0 +1,183 @@
+"""Training many models of one shape together: their weights stacked, one operation for all where each had its own.
+
+For a GPU, which a single small model leaves idle. Each member keeps its initial weights, its batches, its
+windows, its run folder and its ckpt_last.pt, and is the single run of its settings up to rounding: either can
+go on with what the other began.
+"""
+
+import math
+import time
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from data.dataset import read_meta
+from data.tasks import tasks_spelled_by
+from study.batches import Batches, load_splits
+from study.run_folder import RunFolder
+from study.scoring import evaluate, require_finite
+from study.state import TrainingState, resume
+from study.update import build, cuda_graph, get_lr, make_captured_train, make_eager_train
+
+OWN = {"seed", "data_seed", "dataset", "out_dir", "init_from"}  # settings in which the members of a stack may differ
+
+
+def make_stacked_update(model, weights, optimizer, windows, cfg, autocast):
+    """Returns update(batches): one update of every member of a stack, and their mean losses (members,).
+
+    model: one of the members, for its shapes. weights: {name: (members, ...)}, the parameters of the
+    optimizer. windows: (members, windows, block_size + 1). batches: (members, gradient_accumulation_steps,
+    windows of a batch) rows of a member's windows.
+    """
+
+    def loss_of(weights, windows, indices):
+        batch = windows[indices]
+        with autocast, sdpa_kernel(SDPBackend.MATH):  # matrix products, which stack: contexts are too short for more
+            return torch.func.functional_call(model, weights, (batch[:, :-1], batch[:, 1:]))[1]
+
+    gradients_of = torch.func.vmap(torch.func.grad_and_value(loss_of))
+
+    @torch.no_grad()  # grad_and_value has its own; no gradient of gradients is wanted
+    def update(batches):
+        total, steps = 0.0, batches.size(1)
+        for indices in batches.unbind(1):
+            gradients, losses = gradients_of(weights, windows, indices)
+            total = total + losses / steps
+            for name, weight in weights.items():
+                # The fused optimizer reads memory in the order of the weights, whatever strides a gradient has.
+                gradient = gradients[name].contiguous() / steps
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        if cfg.grad_clip > 0:
+            clip_each(list(weights.values()), cfg.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    return update
+
+
+def clip_each(weights, largest):
+    """Scales the gradients of each member by its own norm, as clip_grad_norm_ does those of a model."""
+    norms = torch.stack([weight.grad.flatten(1).norm(dim=1) for weight in weights]).norm(dim=0)
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for weight in weights:
+        weight.grad.mul_(factors.view(-1, *[1] * (weight.dim() - 1)))
+
+
+def stack_up(states, cfg):
+    """(weights, AdamW over them) of members' TrainingStates: {name: (members, ...)}, and their moments likewise."""
+    each = [dict(state.model.named_parameters()) for state in states]
+    weights = {name: torch.stack([one[name].detach() for one in each]) for name in each[0]}
+    groups = [  # as GPT.configure_optimizer has them: a member has a dimension less
+        {"params": [weight for weight in weights.values() if weight.dim() >= 3], "weight_decay": cfg.weight_decay},
+        {"params": [weight for weight in weights.values() if weight.dim() < 3], "weight_decay": 0.0},
+    ]
+    on_cuda = next(iter(weights.values())).is_cuda
+    optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), fused=True, capturable=on_cuda)
+    for name, weight in weights.items():
+        earlier = [state.optimizer.state[one[name]] for state, one in zip(states, each) if state.optimizer.state]
+        if earlier:  # all members have made as many updates
+            optimizer.state[weight] = {
+                "step": earlier[0]["step"].clone(),
+                **{key: torch.stack([moments[key] for moments in earlier]) for key in ("exp_avg", "exp_avg_sq")},
+            }
+    return weights, optimizer
+
+
+@torch.no_grad()
+def hand_back(weights, optimizer, states):
+    """Copies the stack's weights and moments into the members' own models and optimizers."""
+    for k, state in enumerate(states):
+        for name, parameter in state.model.named_parameters():
+            parameter.copy_(weights[name][k])
+            moments = optimizer.state.get(weights[name])
+            if moments:
+                state.optimizer.state[parameter] = {
+                    "step": moments["step"].clone(), "exp_avg": moments["exp_avg"][k].clone(), "exp_avg_sq": moments["exp_avg_sq"][k].clone()}
+
+
+def make_stacked_train(states, windows, cfg, device, autocast, captures):
+    """(train, hand_back): train(indices, lrs) as in study/update.py, with indices (updates, members, ...) and losses (members,).
+
+    windows: each member's. hand_back() puts what was trained into the members' models and optimizers.
+    """
+    weights, optimizer = stack_up(states, cfg)
+    update = make_stacked_update(states[0].model, weights, optimizer, torch.stack(windows), cfg, autocast)
+    if captures:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
+        shape = (len(states), cfg.gradient_accumulation_steps, cfg.batch_size)
+        all_weights = torch.nn.ParameterList(weights.values())
+        train = make_captured_train(update, all_weights, optimizer, shape, device, cuda_graph)
+    else:
+        train = make_eager_train(update, optimizer)
+    return train, lambda: hand_back(weights, optimizer, states)
+
+
+def train_stack(cfgs, device, dtype, autocast, asked, say):
+    """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
+
+    cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is.
+    """
+    cfg = cfgs[0]
+    members, splits_of = [], {}
+    for own in cfgs:
+        if own.dataset not in splits_of:
+            splits_of[own.dataset] = load_splits(own.dataset, own.block_size, device)
+        splits = splits_of[own.dataset]
+        chars, meta = read_meta(own.dataset)
+        model, optimizer = build(own, len(chars), device)
+        scaler = torch.amp.GradScaler(device.type, enabled=False)
+        state = TrainingState(model, optimizer, scaler, Batches(len(splits["train"]), own, device), device)
+        made = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
+        run = RunFolder(own)
+        if own.init_from == "resume":
+            resume(state, own, made)
+        members.append((own, state, splits, chars, tasks_spelled_by(chars, meta["held_out"]), run, made))
+    states = [member[1] for member in members]
+    it = states[0].iter_num
+    captures = device.type == "cuda" and cfg.cuda_graph is not False
+    windows = [splits["train"] for _, _, splits, *_ in members]
+    train, hand_back = make_stacked_train(states, windows, cfg, device, autocast, captures)
+    how = f"PyTorch, a stack of {len(cfgs)}" + ", one CUDA graph an update" * captures
+    seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
+    for _, state, _, _, tasks, run, made in members:
+        run.begin(state.model, tasks, device, made | {"step": how, "processes": 1}, seconds, it, state.rows)
+
+    def spend(what, since):
+        seconds[what] += (time.perf_counter() - since) / len(members)
+
+    saved = time.monotonic()
+    while True:
+        due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(asked)
+        saves = ends or time.monotonic() - saved > cfg.save_interval
+        if due or saves:
+            hand_back()
+        for own, state, splits, chars, tasks, run, _ in members if due else []:
+            if state.rows and state.rows[-1]["iter"] == it:  # a resumed run may have this one
+                continue
+            clock = time.perf_counter()
+            state.rows.append(evaluate(state.model, splits, chars, tasks, it, own, autocast))
+            spend("evaluation", clock)
+            clock = time.perf_counter()
+            run.save_evaluation(state.rows)
+            spend("saving", clock)
+        if saves:
+            clock = time.perf_counter()
+            for _, state, *_, run, _ in members:
+                require_finite(float(sum(p.detach().sum() for p in state.model.parameters())), it)
+                state.iter_num = it
+                run.save_last(state.state_dict())
+            spend("saving", clock)
+            saved = time.monotonic()
+        say(it)
+        if ends:
+            return
+        updates = min(train.most, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
+        clock = time.perf_counter()
+        indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
+        losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
+        it += updates
+        if it % cfg.log_interval == 0:
+            require_finite(float(losses.sum()), it)  # waits for the device, so that the clock tells its time
+        spend("training", clock)

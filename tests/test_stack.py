@@ -1,0 +1,131 @@
+"""A member of a stack is the single run of its settings, whatever the other members are."""
+
+import contextlib
+import csv
+import types
+
+import pytest
+import torch
+
+import run_experiment
+from study import stack, update
+from study.batches import Batches, load_splits
+from study.experiments import config_of, grid, named
+from study.results import read_tables
+from study.state import TrainingState
+
+CPU = torch.device("cpu")
+SHORT = {"batch_size": 64, "max_iters": 40, "eval_interval": 20, "log_interval": 10, "fast": False}
+
+
+def member(dtype, **settings):
+    """(settings, TrainingState) of a run, its model in this precision."""
+    cfg = types.SimpleNamespace(**config_of({"config": "math_mini_14"} | settings))
+    windows = load_splits(cfg.dataset, cfg.block_size, CPU)["train"]
+    model, _ = update.build(cfg, int(windows.max()) + 1, CPU)
+    model.to(dtype)
+    optimizer = model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
+    return cfg, TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), Batches(len(windows), cfg, CPU), CPU), windows
+
+
+@pytest.mark.parametrize("settings", [
+    {"weight_decay": 0.1, "batch_size": 64}, {"n_embd": 6, "grad_clip": 0.1, "batch_size": 32, "gradient_accumulation_steps": 2},
+])
+def test_a_member_equals_its_single_run_over_a_hundred_updates(project, settings):
+    members = [member(torch.float64, seed=seed, **settings) for seed in (1, 2, 3)]
+    data = [windows if k < 2 else windows.flip(0).contiguous() for k, (*_, windows) in enumerate(members)]
+    cfg = members[0][0]
+    states = [state for _, state, _ in members]
+    indices = torch.stack([state.batches.draw(100) for state in states], dim=1)
+    lrs = [update.get_lr(20 * i, cfg) for i in range(100)]  # up to the peak
+
+    train, hand_back = stack.make_stacked_train(states, data, cfg, CPU, contextlib.nullcontext(), captures=False)
+    for i in range(100):
+        losses = train(indices[i : i + 1], lrs[i : i + 1])
+        if i == 49:  # a stack that is put together again in the middle goes on as if it had not been
+            hand_back()
+            train, hand_back = stack.make_stacked_train(states, data, cfg, CPU, contextlib.nullcontext(), captures=False)
+    hand_back()
+    for k, (_, state, _) in enumerate(members):
+        _, alone, _ = member(torch.float64, seed=k + 1, **settings)
+        step = update.make_update(alone.model, alone.optimizer, alone.scaler, data[k], cfg, contextlib.nullcontext())
+        train_alone = update.make_eager_train(step, alone.optimizer)
+        for i in range(100):
+            loss = train_alone(indices[i : i + 1, k], lrs[i : i + 1])
+        assert float(losses[k]) == pytest.approx(float(loss), rel=1e-6)
+        for ours, theirs in zip(state.model.parameters(), alone.model.parameters()):
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-6) and not torch.allclose(ours, theirs * 1.01, rtol=0, atol=1e-6)
+        ours, theirs = (one.optimizer.state_dict()["state"] for one in (state, alone))
+        assert ours.keys() == theirs.keys() and all(ours[i]["step"] == theirs[i]["step"] == 100 for i in ours)
+        assert all(torch.allclose(ours[i][key], theirs[i][key], rtol=1e-6, atol=1e-9) for i in ours for key in ("exp_avg", "exp_avg_sq"))
+
+
+def rows(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make_stack(root, seeds, resume=False, asked=(), **settings):
+    runs = named(grid(config="math_mini_14", seed=seeds))
+    cfgs = [types.SimpleNamespace(**config_of(run) | SHORT | {"out_dir": str(root / name), "init_from": "resume" if resume else "scratch"} | settings)
+            for name, run in runs.items()]
+    said = []
+    stack.train_stack(cfgs, CPU, "float32", contextlib.nullcontext(), asked, said.append)
+    return said
+
+
+def test_a_stack_fills_the_folders_of_its_runs_as_single_runs_do(project, in_tmp, call):
+    assert make_stack(in_tmp, [1, 2])[-1] == 40
+    for seed in (1, 2):
+        settings = [f"--{key}={value}" for key, value in SHORT.items()]
+        assert call("train_with_eval.py", project / "config/train_math_mini_14.py", *settings, f"--seed={seed}", "--out_dir=alone", "--overwrite").returncode == 0
+        folder = in_tmp / f"math_mini_14_seed_{seed}"
+        assert {path.name for path in folder.iterdir()} == {path.name for path in (in_tmp / "alone").iterdir()}
+        ours, theirs = rows(folder), rows(in_tmp / "alone")
+        assert [row["iter"] for row in ours] == [row["iter"] for row in theirs] == ["0", "20", "40"]
+        assert ours[0] == theirs[0]  # the same initial weights, scored alike
+        assert [float(row["val_loss"]) for row in ours] == pytest.approx([float(row["val_loss"]) for row in theirs], abs=1e-4)
+        a, b = (torch.load(path / "ckpt_last.pt", weights_only=True) for path in (folder, in_tmp / "alone"))
+        assert a.keys() == b.keys() and torch.equal(a["batch_order"], b["batch_order"])
+        assert all(torch.allclose(a["model"][name], b["model"][name], atol=1e-3) for name in b["model"])
+        assert a["model"]["lm_head.weight"].untyped_storage().nbytes() == b["model"]["lm_head.weight"].untyped_storage().nbytes()
+
+
+def test_a_stack_that_is_stopped_goes_on_as_if_it_had_not_been(project, in_tmp, call):
+    make_stack(in_tmp / "whole", [1, 2])
+    make_stack(in_tmp / "cut", [1, 2], max_iters=20)
+    make_stack(in_tmp / "cut", [1, 2], resume=True)
+    for name in ("math_mini_14_seed_1", "math_mini_14_seed_2"):
+        assert (in_tmp / "whole" / name / "results.csv").read_bytes() == (in_tmp / "cut" / name / "results.csv").read_bytes()
+    # Asked to stop it does, and a member can go on alone.
+    said = make_stack(in_tmp / "asked", [1, 2], asked=[2], max_iters=20)
+    assert said == [0]
+    settings = [f"--{key}={value}" for key, value in SHORT.items()]
+    alone = call("train_with_eval.py", project / "config/train_math_mini_14.py", *settings, "--seed=2", f"--out_dir={in_tmp}/cut/math_mini_14_seed_2",
+                 "--max_iters=60", "--init_from=resume")
+    assert alone.returncode == 0 and "this run was made by PyTorch, a stack of 2 until here" in alone.stderr, alone.stderr
+    assert [row["iter"] for row in rows(in_tmp / "cut/math_mini_14_seed_2")] == ["0", "20", "40", "60"]
+
+
+def test_what_can_train_together_does(project, monkeypatch):
+    monkeypatch.setattr(run_experiment, "LARGEST_STACK", 4)
+    runs = named(
+        grid(config=["math_mini_14", "math_mini_28"], seed=range(1, 4)) + grid(config="math_mini_14_wd", seed=1)
+        + grid(config="math_mini_mlt", seed=[1, 2]) + grid(config="facts_mini_14", seed=range(1, 7)))
+    done = dict.fromkeys(runs, 0) | {"math_mini_28_seed_3": 250}
+    assert run_experiment.stacks_of(runs, done) == [
+        [f"math_mini_14_seed_{seed}" for seed in (1, 2, 3)],
+        ["math_mini_28_seed_1", "math_mini_28_seed_2"],  # the third is further, the decay of _wd another
+        [f"facts_mini_14_seed_{seed}" for seed in (1, 2, 3, 4)], ["facts_mini_14_seed_5", "facts_mini_14_seed_6"],
+    ]
+
+
+def test_an_experiment_trains_its_stacks_and_then_what_is_left(project, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(project)
+    experiment = named(grid(config="math_mini_14", seed=[1, 2, 3], line_seed=[1, 2], **SHORT) + grid(config="facts_mini_14", **SHORT))
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stacks=True) == []
+    out = capfd.readouterr().out
+    assert "and 5 like it 0 of 40" in out and out.count(": complete") == 7
+    steps = {name: run.info["step"] for name, run in read_tables(tmp_path / "mine").items()}
+    assert [step for name, step in steps.items() if name.startswith("math")] == ["PyTorch, a stack of 6"] * 6
+    assert [step for name, step in steps.items() if name.startswith("facts")] == ["PyTorch"]
