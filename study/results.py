@@ -3,6 +3,7 @@
 import csv
 import gzip
 import importlib
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -139,6 +140,25 @@ def late_evaluations(results):
     late = results["iter"] >= LATE
     right = results["held_out_correct"][late] == results["held_out_total"][late]
     return int(right.sum()) if results["held_out_total"].any() else 0, int(late.sum())
+
+
+def all_right(results, what, at=-1):
+    """Whether every sample is right at an evaluation of "held_out", of "facts", or of "trained": the other sums and differences.
+
+    All held-out samples right at the last evaluation is what counts as generalizing, everywhere.
+    """
+    if what == "trained":
+        right, total = (sum(sign * results[f"{group}_{kind}"][at] for group, sign in (("add", 1), ("sub", 1), ("held_out", -1)))
+                        for kind in ("correct", "total"))
+    else:
+        right, total = results[f"{what}_correct"][at], results[f"{what}_total"][at]
+    return bool(total and right == total)
+
+
+def seeds_of(runs, name):
+    """The runs of {name: Run} that differ from `name` in their seed alone, in the order of their seeds."""
+    seeds = {int(match[1]): run for key, run in runs.items() if (match := re.fullmatch(re.escape(name) + r"_seed_(\d+)", key))}
+    return [seeds[seed] for seed in sorted(seeds)]
 
 
 def scores_of(results):

@@ -1,12 +1,7 @@
 """The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
 
-import re
-
-import numpy as np
-
 from data.tasks import HELD_OUT
 from study.results import LATE, best_evaluation, config_params, late_evaluations
-from study.statistics import wilson
 
 HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
@@ -32,10 +27,15 @@ TABLES = {
 }  # fmt: skip
 
 
+def correct_and_total(results, column, at):
+    """Right samples and all samples of a group, of "held_out" or of all tasks ("combined") at an evaluation."""
+    groups = ("add", "sub", "facts") if column == "combined" else (column,)
+    return tuple(sum(results[f"{group}_{kind}"][at] for group in groups) for kind in ("correct", "total"))
+
+
 def score(results, column, at):
     """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
-    groups = ("add", "sub", "facts") if column == "combined" else (column,)
-    correct, total = (sum(results[f"{group}_{kind}"][at] for group in groups) for kind in ("correct", "total"))
+    correct, total = correct_and_total(results, column, at)
     if not total:
         return "not asked"
     return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
@@ -44,45 +44,6 @@ def score(results, column, at):
 def share(right, total):
     """A share of some runs or evaluations: 17 of 20 (85%)."""
     return f"{right} of {total} ({100 * right / total:.0f}%)" if total else "none made"
-
-
-def rate(right, total):
-    """A share of runs with its 95% interval: 17 of 20 (85%, 64 to 95)."""
-    if not total:
-        return "not run yet"
-    low, high = (100 * bound for bound in wilson(right, total))
-    return f"{right} of {total} ({100 * right / total:.0f}%, {low:.0f} to {high:.0f})"
-
-
-def has_all_held_out(results, at):
-    """Whether every held-out sample of an evaluation is right. At the last one (-1) that is to generalize."""
-    return bool(results["held_out_total"][at] and results["held_out_correct"][at] == results["held_out_total"][at])
-
-
-def generalizes(run):
-    """What counts as generalizing, everywhere: all samples of the held-out problems are right at the last evaluation."""
-    return has_all_held_out(run.results, -1)
-
-
-def late_share(run):
-    """Share of the evaluations from LATE on that have every held-out sample right."""
-    right, late = late_evaluations(run.results)
-    return right / late if late else 0.0
-
-
-def seeds_of(runs, name):
-    """The runs that differ from the one with this name in their seed alone, in the order of their seeds."""
-    numbers = {int(match[1]): run for key, run in runs.items() if (match := re.fullmatch(re.escape(name) + r"_seed_(\d+)", key))}
-    return [numbers[seed] for seed in sorted(numbers)]
-
-
-def median_score(seeds, column):
-    """The median of a score over runs, each at its best evaluation."""
-    at = [best_evaluation(run.results) for run in seeds]
-    if column == "held_out":
-        return f"{np.median([run.results['held_out_correct'][i] for run, i in zip(seeds, at)]):.0f}/40"
-    percent = [float(score(run.results, column, i).rstrip("%")) for run, i in zip(seeds, at)]
-    return f"{np.median(percent):.1f}%"
 
 
 def of_one_run(runs, name, columns):

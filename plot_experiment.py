@@ -1,0 +1,192 @@
+"""Draws what many runs tell: curves with their spread, the map of capacity, and what held-out problems come to.
+
+    python plot_experiment.py                    (from the tables in results/, into it)
+
+Writes seeds_<math|facts|both>.png, map.png, held_out.png, orders.png and pairs.png, each if there are runs for it.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from study.figures import CURVES, plt, save_figure
+from study.results import all_right, read_runs, seeds_of
+from study.settings import configure, fail
+from study.statistics import quartiles, wilson
+
+root_dir = "results"  # folder of the experiments' tables; the figures are written there
+
+SIZES = (14, 28, 56)
+PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
+
+
+def plot_seeds(task, runs):
+    """Accuracies of the six cells of a task: each run as a thin line, over them the median and the quartiles; None without runs."""
+    cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in SIZES}
+    if not any(cells.values()):
+        return None
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True, layout="constrained")
+    artists = {}
+    for ax, ((size, suffix), seeds) in zip(axes.flat, cells.items()):
+        ax.set_title(f"n{size}{', weight decay 0.1' * bool(suffix)}: {len(seeds)} runs")
+        if not seeds:
+            ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+        for group, (label, color, _) in CURVES.items():
+            if not seeds or not seeds[0].results[f"{group}_total"].any():
+                continue
+            iterations = seeds[0].results["iter"]
+            percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
+            ax.plot(iterations, percent.T, color=color, linewidth=0.4, alpha=min(0.5, 3 / len(seeds)), zorder=1)
+            low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
+            ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
+            [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.8, label=label, zorder=3)
+        ax.set_ylim(-3, 105)
+        ax.grid(alpha=0.3)
+    for ax in axes[1]:
+        ax.set_xlabel("iteration")
+        ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it else "0")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy (%)")
+    figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
+    return figure
+
+
+def widths_of(runs, task):
+    """{n: runs that differ in their seed} of a task without weight decay."""
+    widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(rf"{task}_mini_(\d+)_seed_\d+", name))})
+    return {n: seeds_of(runs, f"{task}_mini_{n}") for n in widths}
+
+
+def draw_shares(ax, cells, what, label, color, marker):
+    """The share of runs that have all of `what` right at their last evaluation, with its 95% interval, over the width."""
+    right = {n: sum(all_right(run.results, what) for run in seeds) for n, seeds in cells.items()}
+    share = np.array([right[n] / len(seeds) for n, seeds in cells.items()])
+    low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
+    ax.errorbar(list(cells), share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
+                markersize=4, linewidth=1.5, elinewidth=0.8, capsize=2, label=label)
+
+
+def plot_map(runs):
+    """Over the width n: which shares of runs have learned everything, and their lowest loss below; None without runs."""
+    math, facts, both = (widths_of(runs, task) for task in ("math", "facts", "both"))
+    if not math:
+        return None
+    figure, axes = plt.subplots(2, 2, figsize=(12, 7.5), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
+    (apart, together), (loss_apart, loss_together) = axes
+    drawn = [(apart, math, "trained", "add", "all trained arithmetic", "o"), (apart, math, "held_out", "held_out", "all held-out problems", "s"),
+             (apart, facts, "facts", "facts", "all capitals", "^"), (together, both, "trained", "add", "all trained arithmetic", "o"),
+             (together, both, "held_out", "held_out", "all held-out problems", "s"), (together, both, "facts", "facts", "all capitals", "^")]
+    for ax, cells, what, group, label, marker in drawn:
+        if cells:
+            draw_shares(ax, cells, what, label, CURVES[group][1], marker)
+    losses = [(loss_apart, math, "add", "arithmetic", "o"), (loss_apart, facts, "facts", "capitals", "^"), (loss_together, both, "held_out", "both", "D")]
+    for ax, cells, group, label, marker in losses:
+        if cells:
+            low, median, high = np.array([quartiles([run.results["val_loss"].min() for run in seeds]) for seeds in cells.values()]).T
+            ax.errorbar(list(cells), median, [median - low, high - median], color="0.3" if label == "both" else CURVES[group][1],
+                        marker=marker, markersize=4, linewidth=1.5, elinewidth=0.8, capsize=2, label=label)
+    for ax, title in ((apart, "trained on arithmetic, or on capitals"), (together, "trained on both")):
+        ax.set_title(title)
+        ax.set_ylim(-0.03, 1.05)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    apart.set_ylabel("share of runs at the last evaluation")
+    loss_apart.set_ylabel("median lowest loss\n(nats per character)")
+    for ax in axes.flat:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda n, _: f"{n:g}")
+        ax.grid(alpha=0.3)
+        if ax.lines:
+            ax.legend(fontsize=8, loc="best")
+    for ax in axes[1]:
+        ax.set_xlabel("width n")
+    return figure
+
+
+def plot_held_out(runs):
+    """What each held-out problem comes to at the last evaluation, for each width: a cell tells the share of runs and the usual error."""
+    cells = widths_of(runs, "math")
+    if not cells:
+        return None
+    figure, ax = plt.subplots(figsize=(7, 1.2 + 0.34 * len(cells)), layout="constrained")
+    shares = np.zeros((len(cells), len(PROBLEMS)))
+    for row, (n, seeds) in enumerate(cells.items()):
+        for column, problem in enumerate(PROBLEMS):
+            answers = Counter(run.results["held_out_answers"][-1][problem] for run in seeds)
+            correct = str(answer_to(problem))
+            shares[row, column] = answers[correct] / len(seeds)
+            wrong = [(count, text) for text, count in answers.items() if text != correct]
+            text = f"{100 * shares[row, column]:.0f}%"
+            if wrong:
+                count, said = max(wrong)
+                text += f"   says {said} ({count})"
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if shares[row, column] > 0.6 else "black")
+    ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
+    ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} runs)" for n, seeds in cells.items()])
+    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer", fontsize=10)
+    return figure
+
+
+def answer_to(problem):
+    """The right answer to a problem such as "5-7"."""
+    a, sign, b = problem
+    return int(a) + int(b) if sign == "+" else int(a) - int(b)
+
+
+def plot_orders(runs):
+    """How many held-out problems n14 has right at the end, for each order of the lines and each seed; None without runs."""
+    named = {tuple(map(int, match.groups())): run for name, run in runs.items()
+             if (match := re.fullmatch(r"math_mini_14_line_seed_(\d+)_seed_(\d+)", name))}
+    if not named:
+        return None
+    orders, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
+    table = np.array([[named[order, seed].results["held_out_correct"][-1] / 10 if (order, seed) in named else np.nan
+                       for order in orders] for seed in seeds])
+    figure, ax = plt.subplots(figsize=(10, 3.2), layout="constrained")
+    image = ax.imshow(table, cmap="Purples", vmin=0, vmax=4, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8, color="white" if value > 2.5 else "black")
+    ax.set_xticks(range(len(orders)), orders)
+    ax.set_yticks(range(len(seeds)), seeds)
+    ax.set(xlabel="order of the lines (line_seed)", ylabel="seed", title="n14 on arithmetic: held-out problems right at the last evaluation, of four")
+    figure.colorbar(image, ax=ax, ticks=range(5), shrink=0.8)
+    return figure
+
+
+def plot_pairs(runs):
+    """The share of runs that generalize, for each held-out pair, with its 95% interval; None without runs of other pairs."""
+    pairs = sorted({match[1] for name in runs if (match := re.fullmatch(r"math_mini_14_held_out_(\d-\d)_seed_\d+", name))})
+    if not pairs:
+        return None
+    cells = {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in pairs}
+    cells["5,7\n(the paper's)"] = seeds_of(runs, "math_mini_14")
+    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    for x, (pair, seeds) in enumerate(cells.items()):
+        right = sum(all_right(run.results, "held_out") for run in seeds)
+        if seeds:
+            share, (low, high) = right / len(seeds), wilson(right, len(seeds))
+            color = "0.5" if "paper" in pair else CURVES["held_out"][1]
+            ax.bar(x, share, 0.6, color=color, alpha=0.6)
+            ax.errorbar(x, share, [[max(share - low, 0)], [max(high - share, 0)]], color="black", linewidth=1, capsize=3)
+            ax.text(x, 1.02, f"{right} of {len(seeds)}", ha="center", fontsize=8)
+    ax.set_xticks(range(len(cells)), cells)
+    ax.set_ylim(0, 1.1)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(xlabel="held-out pair", ylabel="runs that generalize", title="n14 on arithmetic: all four held-out problems right at the last evaluation")
+    return figure
+
+
+if __name__ == "__main__":
+    cfg = configure(globals())
+    runs = read_runs(cfg.root_dir)
+    figures = {f"seeds_{task}": plot_seeds(task, runs) for task in ("math", "facts", "both")}
+    figures |= {"map": plot_map(runs), "held_out": plot_held_out(runs), "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
+    if not any(figures.values()):
+        fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
+    for name, figure in figures.items():
+        if figure:
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.png")

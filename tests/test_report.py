@@ -1,0 +1,153 @@
+"""RESULTS.md and its figures say what the tables in results/ hold."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import plot_experiment
+import report
+from study.results import Run, columns, read_runs
+
+RESULTS = ROOT / "results"
+SAID = {40: "5+7=12 7+5=12 5-7=-2 7-5=2", 30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
+
+
+def a_run(*evaluations, **info):
+    """A Run of evaluations (iteration, sums right of 1000, differences, capitals of 500 or None, held-out samples, loss)."""
+    rows = [
+        {"iter": it, "add_correct": add, "add_total": 1000, "sub_correct": sub, "sub_total": 1000, "facts_correct": facts or 0,
+         "facts_total": 0 if facts is None else 500, "val_loss": loss, "held_out_correct": held_out, "held_out_total": 40,
+         "held_out_answers": SAID[held_out]}
+        for it, add, sub, facts, held_out, loss in evaluations
+    ]
+    made = {"num_params": "1456", "held_out": "5,7", "max_iters": "30000", "made_on": "Some CPU", "beyond_add": "", "beyond_sub": ""}
+    return Run(made | info, rows, columns(rows))
+
+
+WHOLE = a_run((0, 0, 0, None, 0, 2.8), (20000, 1000, 1000, None, 40, 0.8), (30000, 1000, 1000, None, 40, 0.7), beyond_add="0", beyond_sub="180")
+PASSING = a_run((0, 0, 0, None, 0, 2.8), (20000, 1000, 1000, None, 40, 0.9), (30000, 1000, 990, None, 30, 0.8))
+MEMORY = a_run((0, 0, 0, None, 0, 2.8), (20000, 980, 980, None, 0, 0.6), (30000, 980, 980, None, 0, 0.5))
+RUNS = {
+    "math_mini_14": PASSING,
+    "math_mini_14_seed_1": WHOLE, "math_mini_14_seed_2": PASSING, "math_mini_14_seed_10": PASSING, "math_mini_14_wd_seed_1": WHOLE,
+    "math_mini_28_seed_1": MEMORY, "math_mini_13_seed_1": WHOLE, "math_mini_2_seed_1": MEMORY,
+    **{f"math_mini_14_line_seed_{line}_seed_{seed}": WHOLE if line == 2 else MEMORY for line in (1, 2) for seed in (1, 2)},
+    "math_mini_14_held_out_1-3_seed_1": MEMORY,
+    **{f"math_mini_14_dtype_{dtype}_fast_False_seed_{seed}": PASSING for dtype in ("float32", "bfloat16") for seed in (1, 2)},
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def row_of(text, first):
+    return next([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {first} |"))
+
+
+def test_a_cell_has_the_papers_number_ours_and_that_of_the_seeds():
+    cells = row_of(report.paper_table(RUNS, "math", "math", ""), "n14")
+    assert cells == ["n14", "3", "100 / 100 / 100", "100 / 100 / 100", "40 / 40 / 40", "3 of 3 (100%, 44 to 100)", "1 of 3 (33%, 6 to 79)", "67%"]
+    assert row_of(report.paper_table(RUNS, "math", "math", ""), "n56")[1:3] == ["0", "98 / – / –"]
+
+
+def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluation():
+    assert [report.generalizes(run) for run in (WHOLE, PASSING, MEMORY)] == [True, False, False]
+    assert [report.at_best(run) for run in (WHOLE, PASSING, MEMORY)] == [True, True, False]
+
+
+def test_each_claim_of_the_paper_is_answered_with_rates():
+    text = report.report(RUNS)
+    assert "Of the runs of n14, all have all 40 held-out samples right at the evaluation with the most right answers" in text
+    assert "3 of 3 (100%, 44 to 100), with weight decay 0.1 1 of 1" in text
+    assert "At the last evaluation about half do: 1 of 3 (33%, 6 to 79)" in text
+    assert "none of their runs have all 40: n28 0 of 1 (0%, 0 to 79), with weight decay 0.1 not run yet" in text
+    assert "a difference of +67 points" in text and "Fisher's exact test p = 1)" in text
+    assert "n13 1 of 1" in text and "none of n2 (from 1 to 3 seeds a width)" in text
+    assert "the 2 runs of n14 that generalize have 0% of the additions right and 6% of the subtractions, at most 0.00% and 6.00%; 2 of them" in text
+    assert "the order explains 100% (p = " in text and "2 of 4 (50%, 15 to 85) generalize" in text
+    assert row_of(text, "1,3")[1].startswith("0 of 1") and row_of(text, "5,7 (the paper's)")[1].startswith("1 of 3")
+    assert row_of(text, "C step, float32")[1].startswith("1 of 3") and row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2")
+    assert row_of(text, "14")[1:4] == ["3 of 3", "1 of 3", "–"]
+
+
+@pytest.mark.parametrize("right, total, words", [
+    (0, 3, "none"), (3, 3, "all"), (60, 100, "most"), (55, 100, "about half"), (39, 100, "fewer than half"),
+])  # fmt: skip
+def test_words_go_no_further_than_the_interval(right, total, words):
+    assert report.in_words(right, total) == words
+
+
+def test_a_report_without_runs_says_so():
+    text = report.report({"math_mini_14": PASSING})
+    assert "not run yet" in text and "orders.png" not in text and "Is (5,7) easy?" not in text
+
+
+def test_results_md_is_what_the_published_tables_give(call, in_tmp):
+    (in_tmp / "README.md").write_text((ROOT / "README.md").read_text())
+    assert call("report.py", f"--root_dir={RESULTS}", "--readme=README.md").returncode == 0
+    assert (in_tmp / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert report.summary(read_runs(RESULTS)) in (ROOT / "README.md").read_text()
+    written = (in_tmp / "RESULTS.md").read_text()
+    assert written == (ROOT / "RESULTS.md").read_text(), "python report.py brings RESULTS.md up to date"
+    for figure in re.findall(r"\]\((results/.*?\.png)\)", written):
+        assert (ROOT / figure).stat().st_size < 500_000
+
+
+def test_the_seeds_are_drawn_as_median_and_quartiles_over_single_runs():
+    figure = plot_experiment.plot_seeds("math", RUNS)
+    n14, n28, n56 = figure.axes[:3]
+    assert [ax.get_title() for ax in (n14, n28, n56)] == ["n14: 3 runs", "n28: 1 runs", "n56: 0 runs"]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in n14.get_lines() if not line.get_label().startswith("_")}
+    assert drawn == {"addition": [0, 100, 100], "subtraction": [0, 100, 99], "held out": [0, 100, 75]}
+    assert len(n14.get_lines()) == 3 * (3 + 1) and len(n14.collections) == 3  # single runs and the median; the bands
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["addition", "subtraction", "held out"]
+    assert "not run yet" in n56.texts[0].get_text()
+
+
+def test_the_map_shows_shares_with_their_intervals():
+    figure = plot_experiment.plot_map(RUNS)
+    apart = figure.axes[0]
+    curves = {container.get_label(): dict(zip(*container.lines[0].get_data())) for container in apart.containers}
+    assert curves["all held-out problems"] == {2: 0, 13: 1, 14: pytest.approx(1 / 3), 28: 0}
+    assert apart.get_xscale() == "log" and figure.axes[2].get_xlabel() == "width n"
+
+
+def test_the_matrix_tells_which_problem_fails_and_with_what():
+    figure = plot_experiment.plot_held_out(RUNS)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:4] == ["0%   says 13 (1)", "0%   says 13 (1)", "0%   says -1 (1)", "0%   says 3 (1)"]  # n2
+    assert texts[8:12] == ["100%", "100%", "33%   says -1 (2)", "100%"]  # n14
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["n2 (1 runs)", "n13 (1 runs)", "n14 (3 runs)", "n28 (1 runs)"]
+
+
+def test_orders_and_pairs_are_drawn_as_far_as_they_are_run():
+    orders, pairs = plot_experiment.plot_orders(RUNS), plot_experiment.plot_pairs(RUNS)
+    assert np.array_equal(orders.axes[0].images[0].get_array(), [[0, 4], [0, 4]])
+    assert [label.get_text() for label in pairs.axes[0].get_xticklabels()] == ["1,3", "5,7\n(the paper's)"]
+    assert [text.get_text() for text in pairs.axes[0].texts] == ["0 of 1", "1 of 3"]
+    assert plot_experiment.plot_orders({}) is None and plot_experiment.plot_pairs({}) is None
+
+
+def test_what_there_are_no_runs_for_is_not_drawn(call, in_tmp):
+    (in_tmp / "empty").mkdir()
+    result = call("plot_experiment.py", "--root_dir=empty")
+    assert result.returncode == 2 and "experiments/seeds.py" in result.stderr
+
+
+@pytest.mark.skipif(not list(RESULTS.glob("*/runs.csv")), reason="no tables are published")
+def test_the_published_figures_are_drawn_anew_by_one_command(call, in_tmp):
+    for folder in RESULTS.glob("*/runs.csv"):
+        (in_tmp / "results").mkdir(exist_ok=True)
+        (in_tmp / "results" / folder.parent.name).symlink_to(folder.parent)
+    result = call("plot_experiment.py")
+    assert result.returncode == 0, result.stderr
+    drawn = {path.name for path in (in_tmp / "results").glob("*.png")}
+    linked = {name for name in re.findall(r"results/(\w+\.png)", (ROOT / "RESULTS.md").read_text())}
+    assert linked == drawn
+    assert len(read_runs(in_tmp / "results")) > 0
