@@ -4,7 +4,7 @@ from itertools import combinations
 
 from study.experiments import grid
 
-others = [f"{a},{b}" for a, b in combinations(range(10), 2) if (a, b) != (5, 7)]
-pairs = sorted(others, key=lambda _, rng=random.Random(1): rng.random())[:10]
+_others = [f"{a},{b}" for a, b in combinations(range(10), 2) if (a, b) != (5, 7)]
+_pairs = sorted(_others, key=lambda _, rng=random.Random(1): rng.random())[:10]
 
-runs = grid(seed=range(1, 11), held_out=pairs, config="math_mini_14")
+runs = grid(seed=range(1, 11), held_out=_pairs, config="math_mini_14")

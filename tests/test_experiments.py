@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import run_experiment
 from study.experiments import RUN_COLUMNS, config_of, grid, named
@@ -60,6 +60,11 @@ def test_the_experiments_are_the_ones_of_the_study():
     assert work[:2] == [max(work)] * 2 and work[-1] == min(work)  # short ones fill the gaps at the end
     pairs = {settings["held_out"] for settings in runs_of(ROOT / "experiments/pairs.py").values()}
     assert len(pairs) == 10 and "5,7" not in pairs
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiments_file_assigns_nothing_but_settings(call, path):
+    assert refused(call("run_experiment.py", path, "--jobs=-1"), "jobs=-1")  # so the file was taken
 
 
 def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypatch, tmp_path, capfd):
