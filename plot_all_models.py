@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from study.figures import draw_accuracies, plt, save_figure, titled
+from study.figures import draw_accuracies, label_iterations, plt, save_figure, titled
 from study.results import config_params, find_runs
 from study.settings import configure
 
@@ -26,7 +26,7 @@ def plot_grid(panels, runs):
             ax.set_title(titled(panel, config_params(name)))
             ax.text(0.5, 0.5, f"{name}\nnot run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
     for ax in axes[1]:
-        ax.set_xlabel("iteration")
+        label_iterations(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
     if artists:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from study.figures import CURVES, plt, save_figure
+from study.figures import CURVES, label_iterations, plt, save_figure
 from study.results import all_right, read_runs, seeds_of
 from study.settings import configure, fail
 from study.statistics import quartiles, wilson
@@ -46,8 +46,7 @@ def plot_seeds(task, runs):
         ax.set_ylim(-3, 105)
         ax.grid(alpha=0.3)
     for ax in axes[1]:
-        ax.set_xlabel("iteration")
-        ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it else "0")
+        label_iterations(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
     figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from study.figures import draw_accuracies, plt, save_figure, titled
+from study.figures import draw_accuracies, label_iterations, plt, save_figure, titled
 from study.results import num_params, read_results
 from study.settings import configure, fail
 
@@ -21,9 +21,10 @@ def plot_run(folder, log_x):
         fail(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
     figure, ax = plt.subplots(figsize=(8, 5))
     artists = draw_accuracies(ax, results)
-    ax.set(xlabel="iteration", ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, num_params(folder)))
+    ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, num_params(folder)))
     if log_x:
         ax.set_xscale("log", nonpositive="mask")  # iteration 0 has no place on it
+    label_iterations(ax)
     loss_ax = ax.twinx()
     label = "validation loss"
     [artists[label]] = loss_ax.plot(

@@ -25,6 +25,12 @@ def titled(name, num_params):
     return f"{name} ({int(num_params):,} parameters)" if num_params else name
 
 
+def label_iterations(ax):
+    """The name and the numbers of an iteration axis, 10k for 10,000."""
+    ax.set_xlabel("iteration")
+    ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it >= 1000 else f"{it:g}")
+
+
 def draw_accuracies(ax, results):
     """Draws the accuracies the run has, in percent; returns {label: artist} for a legend."""
     artists = {}
