@@ -94,8 +94,10 @@ def plot_map(runs):
     apart.set_ylabel("share of runs at the last evaluation")
     loss_apart.set_ylabel("median lowest loss\n(nats per character)")
     for ax in axes.flat:
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda n, _: f"{n:g}")
+        ax.set_xscale("log")
+        ax.set_xticks([1, 2, 4, 8, 14, 28, 56], ["1", "2", "4", "8", "14", "28", "56"])
+        ax.minorticks_off()
+        ax.set_xlim(0.9, 72)
         ax.grid(alpha=0.3)
         if ax.lines:
             ax.legend(fontsize=8, loc="best")

@@ -49,10 +49,10 @@ def number(value):
     return f"{value:.1f}".removesuffix(".0")
 
 
-def spread(values):
+def spread(values, unit=""):
     """Median (first to third quartile), one number if they are the same."""
     low, median, high = (number(value) for value in quartiles(values))
-    return f"{median} ({low} to {high})" if low != high else median
+    return f"{median}{unit}" + f" ({low} to {high})" * (low != high)
 
 
 def at_its_best(run, column):
@@ -139,7 +139,7 @@ def claims(runs):
 
     def words(task, panels, holds):
         held = [holds(run) for panel in panels for suffix in ("", "_wd") for run in cells[task, panel, suffix]]
-        return in_words(sum(held), len(held)) if held else "not run yet: none"
+        return in_words(sum(held), len(held)) if held else "(none run yet)"
 
     n14 = [(sum(map(generalizes, seeds)), len(seeds)) for seeds in (cells["math", "n14", "_wd"], cells["math", "n14", ""])]
     regularization = "Not run yet."
@@ -193,8 +193,8 @@ def beyond(cells):
     if not runs:
         return "Not run yet."
     add, sub = ([100 * int(run.info[f"beyond_{group}"]) / 3000 for run in runs] for group in ("add", "sub"))
-    return (f"Asked for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize have {spread(add)}% of the additions right "
-            f"and {spread(sub)}% of the subtractions, at most {max(add):.2f}% and {max(sub):.2f}%; {sum(share > 4.75 for share in sub)} of them have more than the paper's "
+    return (f"Asked for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize have {spread(add, '%')} of the additions right "
+            f"and {spread(sub, '%')} of the subtractions (median and quartiles), at most {max(add):.2f}% and {max(sub):.2f}%; {sum(share > 4.75 for share in sub)} of them have more than the paper's "
             "4.75% of the subtractions (the paper: 0% of the additions).")
 
 
@@ -317,7 +317,8 @@ Each goes on with what the tables in `results/` lack; `--root_dir=again` behind 
 
 def report(runs):
     figures = "\n\n".join(f"![{what}: accuracy over iterations, median and quartiles of the seeds](results/seeds_{task}.png)"
-                          for task, what in (("facts", "Capitals"), ("both", "Both")))
+                          for task, what in (("facts", "Capitals"), ("both", "Both"))
+                          if any(cell_runs(runs, task, panel, suffix) for panel in SMALL for suffix in ("", "_wd")))
     parts = [introduction(runs), claims(runs), tables(runs), figures, capacity(runs), orders(runs), pairs(runs), steps(runs), again()]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -69,7 +69,7 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
     assert "none of their runs have all 40: n28 0 of 1 (0%, 0 to 79), with weight decay 0.1 not run yet" in text
     assert "a difference of +67 points" in text and "Fisher's exact test p = 1)" in text
     assert "n13 1 of 1" in text and "none of n2 (from 1 to 3 seeds a width)" in text
-    assert "the 2 runs of n14 that generalize have 0% of the additions right and 6% of the subtractions, at most 0.00% and 6.00%; 2 of them" in text
+    assert "the 2 runs of n14 that generalize have 0% of the additions right and 6% of the subtractions (median and quartiles), at most 0.00% and 6.00%; 2 of them" in text
     assert "the order explains 100% (p = " in text and "2 of 4 (50%, 15 to 85) generalize" in text
     assert row_of(text, "1,3")[1].startswith("0 of 1") and row_of(text, "5,7 (the paper's)")[1].startswith("1 of 3")
     assert row_of(text, "C step, float32")[1].startswith("1 of 3") and row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2")
