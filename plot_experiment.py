@@ -20,11 +20,12 @@ from study.statistics import quartiles, wilson
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
 
 SIZES = (14, 28, 56)
+SINGLE = 20  # runs of a cell that are drawn one by one, the first seeds: more hide each other
 PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
 
 
 def plot_seeds(task, runs):
-    """Accuracies of the six cells of a task: each run as a thin line, over them the median and the quartiles; None without runs."""
+    """Accuracies of the six cells of a task: single runs as thin lines, over them the median and the quartiles; None without runs."""
     cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in SIZES}
     if not any(cells.values()):
         return None
@@ -39,7 +40,7 @@ def plot_seeds(task, runs):
                 continue
             iterations = seeds[0].results["iter"]
             percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
-            ax.plot(iterations, percent.T, color=color, linewidth=0.4, alpha=min(0.5, 3 / len(seeds)), zorder=1)
+            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.4, alpha=min(0.5, 3 / len(percent[:SINGLE])), zorder=1)
             low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
             ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.8, label=label, zorder=3)
@@ -190,4 +191,4 @@ if __name__ == "__main__":
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.png")
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.png", dpi=130 if name.startswith("seeds") else 200)

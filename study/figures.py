@@ -51,9 +51,9 @@ def draw_accuracies(ax, results):
     return artists
 
 
-def save_figure(figure, path):
-    """Writes a figure as PNG and says so."""
+def save_figure(figure, path, dpi=250):
+    """Writes a figure as PNG and says so. dpi: fewer for one with hundreds of lines, which compresses badly."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=250, bbox_inches="tight")
+    figure.savefig(buffer, dpi=dpi, bbox_inches="tight")
     write_files({path: buffer.getvalue()})
     print(f"wrote {path}")
