@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode

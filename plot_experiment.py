@@ -20,7 +20,7 @@ from study.statistics import quartiles, wilson
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
 
 SIZES = (14, 28, 56)
-SINGLE = 20  # runs of a cell that are drawn one by one, the first seeds: more hide each other
+SINGLE = 10  # runs of a cell that are drawn one by one, the first seeds: more hide each other
 PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
 
 
@@ -191,4 +191,4 @@ if __name__ == "__main__":
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.png", dpi=130 if name.startswith("seeds") else 200)
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.png", dpi=120 if name.startswith("seeds") else 200)

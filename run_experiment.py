@@ -18,6 +18,7 @@ import time
 import types
 from pathlib import Path
 
+import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 
 from data.dataset import read_meta

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 
 from study.device import setup_device

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 
+import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 import torch.distributed as dist
 
@@ -59,7 +60,7 @@ beta2 = 0.99  # decay of AdamW's second moment
 grad_clip = 1.0  # largest norm of the gradient; 0 for no clipping
 # evaluation and output
 eval_interval = 250  # iterations between evaluations
-log_interval = 100  # iterations between progress lines
+log_interval = 100  # iterations between looks at the training loss, which the bar on a terminal shows
 save_interval = 30.0  # seconds between savings of ckpt_last.pt, at least; it is saved at the end and when stopped too
 wandb_log = False  # also log to Weights & Biases (pip install wandb)
 wandb_project = "too-big-to-think"  # its project
@@ -187,7 +188,7 @@ if __name__ == "__main__":
             loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
             loss = float(loss) if (it + updates) % cfg.log_interval == 0 else None  # waits for the device
         it = state.iter_num = it + updates
-        progress.trained(it, updates, loss, seconds["training"] - before, rows)
+        progress.trained(updates, loss, seconds["training"] - before, rows)
         if loss is not None:
             require_finite(loss, it)
     progress.close()

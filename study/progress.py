@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar on a terminal, elsewhere plain lines."""
+"""What a run tells while it goes: a line an evaluation, and on a terminal a bar below."""
 
 import sys
 
@@ -14,7 +14,7 @@ class Progress:
         self.speaks = rank == 0
         self.terminal = self.speaks and sys.stdout.isatty()
         self.bar = tqdm(total=total, initial=done, disable=not self.terminal, unit="it", dynamic_ncols=True)
-        self.updates, self.seconds = 0, 0.0  # since the last line
+        self.updates, self.seconds = 0, 0.0  # of training since the last evaluation
 
     def say(self, line):
         if self.speaks:
@@ -24,19 +24,16 @@ class Progress:
         """best: columns of the row that no evaluation before was better in."""
         scores = "".join(f", {name} {score}" for name, score in summary(row).items())
         line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
-        self.say(line + (f", best {' and '.join(best)}" if best else ""))
+        pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""
+        self.say(line + pace + (f", best {' and '.join(best)}" if best else ""))
+        self.updates, self.seconds = 0, 0.0
 
-    def trained(self, it, updates, loss, seconds, rows):
-        """After `updates` updates in so many seconds; loss: the last one's where a line is due, else None."""
+    def trained(self, updates, loss, seconds, rows):
+        """After `updates` updates in so many seconds; loss: the last one's where it is due, else None."""
         self.bar.update(updates)
         self.updates, self.seconds = self.updates + updates, self.seconds + seconds
-        if loss is None:
-            return
-        if self.terminal:
+        if loss is not None and self.terminal:
             self.bar.set_postfix(loss=f"{loss:.4f}", **summary(rows[-1]))
-        else:
-            self.say(f"iter {it}: loss {loss:.4f}, {1000 * self.seconds / self.updates:.2f} ms an iteration")
-        self.updates, self.seconds = 0, 0.0
 
     def close(self):
         self.bar.close()

@@ -10,6 +10,7 @@ import io
 import json
 import shlex
 import sys
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -127,8 +128,12 @@ def write_results(path, rows):
         return
     if before and text.startswith(before) and before.endswith("\n"):
         append_to_file(path, text[len(before):])
-    else:
-        write_files({path: text.encode()})
+        return
+    differing = [number for number, (ours, theirs) in enumerate(zip(text.splitlines(True), before.splitlines(True)), 1)
+                 if ours != theirs and theirs.endswith("\n")]  # a last line that a kill has cut is no contradiction
+    if differing:
+        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew", file=sys.stderr)
+    write_files({path: text.encode()})
 
 
 def read_run_json(folder):
@@ -148,11 +153,17 @@ def to_bytes(checkpoint):
 
 
 def read_checkpoint(path):
-    """The dict that was saved as a checkpoint; ends the program if the file holds anything else."""
+    """The dict that was saved as a checkpoint; ends the program if the file holds anything else or a bit of it has changed."""
     try:
+        if zipfile.is_zipfile(path):  # as torch saves it, with a checksum for each tensor, which torch does not read
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+                if damaged:
+                    raise ValueError(f"the checksum of {damaged} does not agree")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # cannot run code
     except Exception as error:  # a damaged file can raise almost anything
-        fail(f"{path} is damaged or not a checkpoint ({type(error).__name__})")
+        reason = error if "checksum" in str(error) else type(error).__name__
+        fail(f"{path} is damaged or not a checkpoint ({reason})")
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
         fail(f"{path} is not a checkpoint of a model: it lacks 'model' and 'model_args'")
     return checkpoint

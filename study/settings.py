@@ -10,6 +10,7 @@ ones winning: a name without dashes is a config file, Python that assigns to the
 """
 
 import ast
+import atexit
 import difflib
 import math
 import os
@@ -58,7 +59,7 @@ def configure(*namespaces):
     that is the file's name without `train_`. Any mistake ends the program with status 2. From here
     on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
     """
-    sys.excepthook = _one_line_if_out_of_memory
+    atexit.register(_flush_output)
     _exit_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
     settings = {}  # name -> (default, meaning)
@@ -202,12 +203,13 @@ def catch_stop():
     return asked
 
 
-def _one_line_if_out_of_memory(kind, error, traceback):
-    if issubclass(kind, MemoryError) or any(words in str(error) for words in ("out of memory", "can't allocate memory")):
-        reason = str(error).split("\n")[0]
-        print(f"error: out of memory ({reason}): ask for less at once, as with a smaller --batch_size", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+def _flush_output():
+    """The last of the output is written when a program ends, where an error would be a traceback of the interpreter's own."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        os._exit(1)
 
 
 def _exit_on_signals():

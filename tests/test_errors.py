@@ -8,7 +8,9 @@ import importlib.util
 import json
 import os
 import pickle
+import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -344,3 +346,54 @@ def test_what_does_not_fit_into_memory_gets_one_line(call, here, script, argumen
 def test_a_first_batch_that_does_not_fit_leaves_the_first_evaluation(call, here):
     assert call("train_with_eval.py", "--batch_size=1_000_000_000_000", "--out_dir=new").returncode == 1
     assert results_of("new") == ["0"] and torch.load("new/ckpt.pt", weights_only=True)["iter_num"] == 0
+
+
+def test_a_bit_that_has_changed_in_a_checkpoint_is_noticed(call, here):
+    path = here / "run/ckpt.pt"
+    whole = path.read_bytes()
+    weights = torch.load(path, weights_only=True)["model"]
+    rng = random.Random(0)
+    noticed = 0
+    for _ in range(60):
+        place = rng.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        result = call("sample.py", "--out_dir=run", "--num_samples=1", "--max_new_tokens=1")
+        if result.returncode:
+            noticed += refused(result, "ckpt.pt", "damaged")
+        else:  # it was in a gap between the tensors, or in a name or a date that nothing reads
+            loaded = torch.load(path, weights_only=True)["model"]
+            assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+    assert noticed > 20
+
+
+def test_results_that_contradict_the_checkpoint_are_said_to(call, here):
+    results = here / "run/results.csv"
+    whole = results.read_bytes()
+    results.write_bytes(whole.replace(b"20,", b"21,", 1))
+    result = call(TRAIN, *SHORT, "--out_dir=run", "--init_from=resume")
+    assert result.returncode == 0 and results.read_bytes() == whole
+    assert result.stderr == "note: line 3 of run/results.csv is not what the checkpoint says; it is written anew\n"
+    results.write_bytes(whole[:-5])  # as a kill leaves it
+    assert call(TRAIN, *SHORT, "--out_dir=run", "--init_from=resume").stderr == "" and results.read_bytes() == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc to see what is being imported")
+@pytest.mark.parametrize("name", [TRAIN, SAMPLE, BENCH, EXPERIMENT, GRIDS, MATH])
+def test_ctrl_c_while_torch_is_imported_ends_in_one_line(start, name):
+    process = start(name)
+    while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (stdout, stderr) in (("", "stopped\n"), ("", "")) and process.returncode in (-signal.SIGINT, 130)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("command", [[SAMPLE, "--out_dir=run"], [MATH, "--out_dir=run"], [TABLES, "--root_dir=."], [SAMPLE, "--help"], [AS_MATH, "--folder=x"]])
+def test_output_into_a_full_device_ends_in_one_line(script, here, command):
+    (here / "run").rename(here / "math_mini_14")
+    (here / "run").symlink_to("math_mini_14")
+    with open("/dev/full", "w") as full:
+        result = script(*command, stdout=full)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("not run yet")]
+    assert result.returncode == 1 and lines == ["error: cannot write the output: No space left on device"]
