@@ -1,5 +1,6 @@
 """Scores a trained model on the 50 capital cities: every statement ten times, then the total.
 
+    python eval_capitals.py                            (the published n28)
     python eval_capitals.py --out_dir=facts_mini_28
 """
 
@@ -7,7 +8,7 @@ from data.tasks import capitals
 from study.scoring import open_model, print_total, report, score, tally
 from study.settings import configure
 
-out_dir = "out"  # folder of the trained model
+out_dir = "out"  # folder of the trained model; without one, the published n28
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_facts.pt, else ckpt.pt
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
@@ -17,6 +18,6 @@ dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else f
 if __name__ == "__main__":
     cfg = configure(globals())
     task = capitals()
-    answers = score(open_model(cfg, "ckpt_best_facts.pt"), task, task.problems, cfg.seed)
+    answers = score(open_model(cfg, "ckpt_best_facts.pt", "facts_mini_28"), task, task.problems, cfg.seed)
     report(task.problems, answers)
     print_total("facts", *tally(task.problems, answers))

@@ -1,5 +1,6 @@
 """Samples continuations of a prompt from a trained model.
 
+    python sample.py --start="<7-5" --num_samples=3    (the published n14)
     python sample.py --out_dir=math_mini_14 --ckpt=ckpt_best_math.pt --start="<7-5" --max_new_tokens=3
 """
 
@@ -9,12 +10,12 @@ import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 
 from study.device import setup_device
-from study.run_folder import find_checkpoint, load_model
+from study.run_folder import find_model, load_model
 from study.scoring import sample
 from study.settings import configure, fail
 
-out_dir = "out"  # folder of the trained model
-ckpt = "ckpt.pt"  # checkpoint in out_dir
+out_dir = "out"  # folder of the trained model; without one, the published n14
+ckpt = ""  # checkpoint in out_dir; by default ckpt.pt
 start = "\n"  # prompt; FILE:name takes the whole content of a file, line ends included
 num_samples = 10  # samples
 max_new_tokens = 50  # characters a sample
@@ -36,7 +37,7 @@ if __name__ == "__main__":
     if not prompt:
         fail("the prompt is empty; --start needs at least one character")
     device, _, autocast = setup_device(cfg.device, cfg.dtype)
-    path = find_checkpoint(cfg.out_dir, cfg.ckpt)
+    path = find_model(cfg.out_dir, [cfg.ckpt or "ckpt.pt"], "" if cfg.ckpt else "math_mini_14")
     model, chars, _ = load_model(path, device)
     unknown = sorted(set(prompt) - set(chars))
     if unknown:

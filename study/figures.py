@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")  # draws files, needs no screen
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import ListedColormap
 
 from data.tasks import GROUPS
 from study.files import write_files
@@ -49,6 +50,21 @@ def draw_accuracies(ax, results):
     ax.set_ylim(-3, 105)
     ax.grid(alpha=0.3)
     return artists
+
+
+def draw_answers(tables):
+    """A panel for each {operation: {(a, b): (answer, whether it is right, whether it is held out)}}: wrong cells red, held-out ones framed."""
+    size = 1 + max(a for table in tables.values() for a, _ in table)
+    figure, axes = plt.subplots(1, len(tables), figsize=(max(4, 0.45 * size) * len(tables), max(4, 0.45 * size)), squeeze=False, layout="constrained")
+    for ax, (operation, table) in zip(axes.flat, tables.items()):
+        ax.imshow([[not table[a, b][1] for b in range(size)] for a in range(size)], cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
+        for (a, b), (said, _, held_out) in table.items():
+            ax.text(b, a, said, ha="center", va="center", fontsize=8)
+            if held_out:
+                ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, linewidth=2))
+        ax.set(title=operation, xlabel="b", ylabel="a", xticks=range(size), yticks=range(size))
+    figure.supxlabel("the most frequent answer; red: wrong, framed: held out", fontsize=9)
+    return figure
 
 
 def save_figure(figure, path, dpi=250):

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import io
 import json
+import os
 import shlex
 import sys
 import zipfile
@@ -26,6 +27,7 @@ from study.settings import fail
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
+PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "paper"  # models that are part of the project
 
 
 class RunFolder:
@@ -179,6 +181,15 @@ def find_checkpoint(out_dir, *names):
         held = ", ".join(sorted(p.name for p in out_dir.glob("*.pt"))) or "no checkpoint at all"
         fail(f"{out_dir} holds no {' and no '.join(names)}; it holds {held}")
     return path
+
+
+def find_model(out_dir, names, published):
+    """find_checkpoint(), but for the default folder "out", if it is not there, the published model of that name, which it says."""
+    if out_dir == "out" and not Path(out_dir).exists() and published:
+        [path] = (PUBLISHED / published).glob("ckpt*.pt")
+        print(f"note: there is no folder out; this is the published {published}, and --out_dir names another model", file=sys.stderr)
+        return Path(os.path.relpath(path))
+    return find_checkpoint(out_dir, *names)
 
 
 def load_weights(model, state_dict, path):

@@ -12,7 +12,7 @@ import torch
 from data.tasks import GROUPS
 from model import GPT, likely
 from study.device import setup_device, to_host
-from study.run_folder import find_checkpoint, load_model
+from study.run_folder import find_model, load_model
 from study.settings import fail
 
 # Paper, section 3.3, and the published code.
@@ -160,10 +160,13 @@ class TrainedModel(NamedTuple):
     autocast: AbstractContextManager
 
 
-def open_model(cfg, best_ckpt):
-    """The model that an evaluation script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt."""
+def open_model(cfg, best_ckpt, published):
+    """The model that an evaluation script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt.
+
+    published: of the project's models the one to take if the default folder is not there.
+    """
     device, _, autocast = setup_device(cfg.device, cfg.dtype)
-    path = find_checkpoint(cfg.out_dir, *([cfg.ckpt] if cfg.ckpt else [best_ckpt, "ckpt.pt"]))
+    path = find_model(cfg.out_dir, [cfg.ckpt] if cfg.ckpt else [best_ckpt, "ckpt.pt"], "" if cfg.ckpt else published)
     return TrainedModel(path, *load_model(path, device), autocast)
 
 

@@ -4,8 +4,11 @@ import re
 import signal
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
-from conftest import PATIENCE, run_inside
+from conftest import PATIENCE, refused, run_inside
+
+from study.figures import draw_answers
 
 SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
 
@@ -114,3 +117,37 @@ def test_bench_prints_its_table(call, in_tmp):
                 "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy", "plain loop", "times as long"):
         assert row in result.stdout
     assert not list(in_tmp.iterdir())
+
+
+def test_without_a_folder_the_published_models_are_asked(call, in_tmp):
+    for name, model, words in (("sample.py", "math_mini_14", "---------------"), ("eval_as_math.py", "math_mini_14", "addition: "),
+                               ("eval_capitals.py", "facts_mini_28", "facts: ")):
+        result = call(name)
+        assert result.returncode == 0 and words in result.stdout
+        assert result.stderr == f"note: there is no folder out; this is the published {model}, and --out_dir names another model\n"
+        assert refused(call(name, "--ckpt=ckpt_last.pt"), "out does not exist")  # that file was meant
+
+
+def test_the_answers_are_shown_as_tables_and_as_a_picture(call, in_tmp):
+    result = call("eval_as_math.py", "--grid", "--plot=grid.png")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    at = lines.index("subtraction (* wrong, [] held out)")
+    table = [line.split() for line in lines[at + 1 : at + 12]]
+    assert table[0] == ["a\\b", *map(str, range(10))] and [row[0] for row in table[1:]] == list(map(str, range(10)))
+    assert table[1 + 5][1 + 7] == "[-1]*" and table[1 + 7][1 + 5] == "[2]"  # 5-7 is wrong in the published n14, 7-5 right
+    assert sum(cell.count("*") for row in table for cell in row) == 1 and sum(cell.count("[") for row in table for cell in row) == 2
+    assert "subtraction: 990 of 1000" in result.stdout and lines[-1] == "wrote grid.png"
+    assert plt.imread("grid.png").std() > 0.05
+    only = call("eval_as_math.py", "--grid", "--operation=addition", "--max_operand=11").stdout
+    assert "subtraction" not in only and len(next(line for line in only.splitlines() if line.startswith("a\\b")).split()) == 13
+
+
+def test_the_picture_marks_wrong_cells_and_frames_held_out_ones():
+    table = {(a, b): (str(a + b), (a, b) != (1, 0), (a, b) == (0, 1)) for a in range(2) for b in range(2)}
+    figure = draw_answers({"addition": table})
+    [ax] = figure.axes
+    assert ax.images[0].get_array().tolist() == [[False, False], [True, False]]
+    assert [text.get_text() for text in ax.texts] == ["0", "1", "1", "2"]
+    assert [patch.get_xy() for patch in ax.patches] == [(0.5, -0.5)]  # column b = 1, row a = 0
+    plt.close(figure)
