@@ -6,17 +6,18 @@
 
 from pathlib import Path
 
-from study.figures import draw_accuracies, label_iterations, plt, save_figure, titled
+from study.figures import TWO_COLUMNS, draw_accuracies, label_iterations, plt, save_figure, titled
 from study.results import config_params, find_runs
 from study.settings import configure
 
 root_dir = "."  # folder of runs or of experiments; the grids are written there
 suffix = ""  # of the runs' names and of the grids: _wd for controlled regularization
+format = "png"  # or pdf, for print
 
 
 def plot_grid(panels, runs):
     """2x2 figure of {panel: name of its run}, {name: Run}; a run that is missing leaves a panel that says so."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey=True, layout="constrained")
     artists = {}
     for ax, (panel, name) in zip(axes.flat, panels.items()):
         if name in runs:
@@ -38,4 +39,4 @@ if __name__ == "__main__":
     cfg = configure(globals())
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     for grid, panels in grids.items():
-        save_figure(plot_grid(panels, runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.png")
+        save_figure(plot_grid(panels, runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)

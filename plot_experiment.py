@@ -2,7 +2,7 @@
 
     python plot_experiment.py                    (from the tables in results/, into it)
 
-Writes seeds_<math|facts|both>.png, map.png, held_out.png, orders.png and pairs.png, each if there are runs for it.
+Writes seeds_<math|facts|both>.png, accuracy.png, map.png, held_out.png, orders.png and pairs.png, each if there are runs for it.
 """
 
 import re
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from study.figures import CURVES, label_iterations, plt, save_figure
-from study.results import all_right, read_runs, seeds_of
+from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
+from study.results import all_right, read_runs, right_and_total, seeds_of
 from study.settings import configure, fail
-from study.statistics import quartiles, wilson
+from study.statistics import Z, quartiles, wilson
 
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
+format = "png"  # or pdf, for print
 
 SIZES = (14, 28, 56)
 SINGLE = 10  # runs of a cell that are drawn one by one, the first seeds: more hide each other
@@ -29,7 +30,7 @@ def plot_seeds(task, runs):
     cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in SIZES}
     if not any(cells.values()):
         return None
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.3), sharex=True, sharey=True, layout="constrained")
     artists = {}
     for ax, ((size, suffix), seeds) in zip(axes.flat, cells.items()):
         ax.set_title(f"n{size}{', weight decay 0.1' * bool(suffix)}: {len(seeds)} runs")
@@ -40,10 +41,10 @@ def plot_seeds(task, runs):
                 continue
             iterations = seeds[0].results["iter"]
             percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
-            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.4, alpha=min(0.5, 3 / len(percent[:SINGLE])), zorder=1)
+            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.25, alpha=min(0.5, 3 / len(percent[:SINGLE])), zorder=1)
             low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
             ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
-            [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.8, label=label, zorder=3)
+            [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
         ax.set_ylim(-3, 105)
         ax.grid(alpha=0.3)
     for ax in axes[1]:
@@ -60,13 +61,42 @@ def widths_of(runs, task):
     return {n: seeds_of(runs, f"{task}_mini_{n}") for n in widths}
 
 
+def plot_accuracy(runs):
+    """Over the width n, the accuracy at the last evaluation on trained and on held-out problems: mean of the runs, its 95% interval."""
+    cells = {task: widths_of(runs, task) for task in ("math", "facts")}
+    if len(cells["math"]) < 2:
+        return None
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
+    drawn = [("math", "trained", "add", "trained arithmetic", "o"), ("math", "held_out", "held_out", "held-out arithmetic", "s"), ("facts", "facts", "facts", "capitals", "^")]
+    for task, what, group, label, marker in drawn:
+        if cells[task]:
+            percents = [[100 * np.divide(*right_and_total(run.results, what)) for run in seeds] for seeds in cells[task].values()]
+            mean = np.array([np.mean(percent) for percent in percents])
+            error = np.array([Z * np.std(percent, ddof=len(percent) > 1) / len(percent) ** 0.5 for percent in percents])
+            color = CURVES[group][1]
+            ax.fill_between(list(cells[task]), mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+            ax.plot(list(cells[task]), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
+    ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
+    label_widths(ax)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="best")
+    return figure
+
+
+def label_widths(ax):
+    ax.set_xscale("log")
+    ax.set_xticks([1, 2, 4, 8, 14, 28, 56], ["1", "2", "4", "8", "14", "28", "56"])  # with the paper's sizes
+    ax.minorticks_off()
+    ax.set_xlim(0.9, 72)
+
+
 def draw_shares(ax, cells, what, label, color, marker):
     """The share of runs that have all of `what` right at their last evaluation, with its 95% interval, over the width."""
     right = {n: sum(all_right(run.results, what) for run in seeds) for n, seeds in cells.items()}
     share = np.array([right[n] / len(seeds) for n, seeds in cells.items()])
     low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
     ax.errorbar(list(cells), share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
-                markersize=4, linewidth=1.5, elinewidth=0.8, capsize=2, label=label)
+                markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
 
 
 def plot_map(runs):
@@ -74,7 +104,7 @@ def plot_map(runs):
     math, facts, both = (widths_of(runs, task) for task in ("math", "facts", "both"))
     if not math:
         return None
-    figure, axes = plt.subplots(2, 2, figsize=(12, 7.5), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
+    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
     (apart, together), (loss_apart, loss_together) = axes
     drawn = [(apart, math, "trained", "add", "all trained arithmetic", "o"), (apart, math, "held_out", "held_out", "all held-out problems", "s"),
              (apart, facts, "facts", "facts", "all capitals", "^"), (together, both, "trained", "add", "all trained arithmetic", "o"),
@@ -87,7 +117,7 @@ def plot_map(runs):
         if cells:
             low, median, high = np.array([quartiles([run.results["val_loss"].min() for run in seeds]) for seeds in cells.values()]).T
             ax.errorbar(list(cells), median, [median - low, high - median], color="0.3" if label == "both" else CURVES[group][1],
-                        marker=marker, markersize=4, linewidth=1.5, elinewidth=0.8, capsize=2, label=label)
+                        marker=marker, markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
     for ax, title in ((apart, "trained on arithmetic, or on capitals"), (together, "trained on both")):
         ax.set_title(title)
         ax.set_ylim(-0.03, 1.05)
@@ -95,13 +125,10 @@ def plot_map(runs):
     apart.set_ylabel("share of runs at the last evaluation")
     loss_apart.set_ylabel("median lowest loss\n(nats per character)")
     for ax in axes.flat:
-        ax.set_xscale("log")
-        ax.set_xticks([1, 2, 4, 8, 14, 28, 56], ["1", "2", "4", "8", "14", "28", "56"])
-        ax.minorticks_off()
-        ax.set_xlim(0.9, 72)
+        label_widths(ax)
         ax.grid(alpha=0.3)
         if ax.lines:
-            ax.legend(fontsize=8, loc="best")
+            ax.legend(fontsize=7, loc="best")
     for ax in axes[1]:
         ax.set_xlabel("width n")
     return figure
@@ -112,7 +139,7 @@ def plot_held_out(runs):
     cells = widths_of(runs, "math")
     if not cells:
         return None
-    figure, ax = plt.subplots(figsize=(7, 1.2 + 0.34 * len(cells)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 0.9 + 0.21 * len(cells)), layout="constrained")
     shares = np.zeros((len(cells), len(PROBLEMS)))
     for row, (n, seeds) in enumerate(cells.items()):
         for column, problem in enumerate(PROBLEMS):
@@ -124,11 +151,11 @@ def plot_held_out(runs):
             if wrong:
                 count, said = max(wrong)
                 text += f"   says {said} ({count})"
-            ax.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if shares[row, column] > 0.6 else "black")
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.6 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} runs)" for n, seeds in cells.items()])
-    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer", fontsize=10)
+    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer")
     return figure
 
 
@@ -147,11 +174,11 @@ def plot_orders(runs):
     orders, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
     table = np.array([[named[order, seed].results["held_out_correct"][-1] / 10 if (order, seed) in named else np.nan
                        for order in orders] for seed in seeds])
-    figure, ax = plt.subplots(figsize=(10, 3.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     image = ax.imshow(table, cmap="Purples", vmin=0, vmax=4, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
-            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8, color="white" if value > 2.5 else "black")
+            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value > 2.5 else "black")
     ax.set_xticks(range(len(orders)), orders)
     ax.set_yticks(range(len(seeds)), seeds)
     ax.set(xlabel="order of the lines (line_seed)", ylabel="seed", title="n14 on arithmetic: held-out problems right at the last evaluation, of four")
@@ -166,7 +193,7 @@ def plot_pairs(runs):
         return None
     cells = {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in pairs}
     cells["5,7\n(the paper's)"] = seeds_of(runs, "math_mini_14")
-    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.6), layout="constrained")
     for x, (pair, seeds) in enumerate(cells.items()):
         right = sum(all_right(run.results, "held_out") for run in seeds)
         if seeds:
@@ -174,7 +201,7 @@ def plot_pairs(runs):
             color = "0.5" if "paper" in pair else CURVES["held_out"][1]
             ax.bar(x, share, 0.6, color=color, alpha=0.6)
             ax.errorbar(x, share, [[max(share - low, 0)], [max(high - share, 0)]], color="black", linewidth=1, capsize=3)
-            ax.text(x, 1.02, f"{right} of {len(seeds)}", ha="center", fontsize=8)
+            ax.text(x, 1.02, f"{right} of {len(seeds)}", ha="center", fontsize=7)
     ax.set_xticks(range(len(cells)), cells)
     ax.set_ylim(0, 1.1)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -186,9 +213,9 @@ if __name__ == "__main__":
     cfg = configure(globals())
     runs = read_runs(cfg.root_dir)
     figures = {f"seeds_{task}": plot_seeds(task, runs) for task in ("math", "facts", "both")}
-    figures |= {"map": plot_map(runs), "held_out": plot_held_out(runs), "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
+    figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs), "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
     if not any(figures.values()):
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.png", dpi=120 if name.startswith("seeds") else 200)
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=180 if name.startswith("seeds") else 300)

@@ -6,12 +6,13 @@
 
 from pathlib import Path
 
-from study.figures import draw_accuracies, label_iterations, plt, save_figure, titled
+from study.figures import COLUMN, draw_accuracies, label_iterations, plt, save_figure, titled
 from study.results import num_params, read_results
 from study.settings import configure, fail
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
 log_x = False  # logarithmic iteration axis
+format = "png"  # or pdf, for print
 
 
 def plot_run(folder, log_x):
@@ -19,7 +20,7 @@ def plot_run(folder, log_x):
     results = read_results(folder)
     if log_x and results["iter"].max() <= 0:
         fail(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
-    figure, ax = plt.subplots(figsize=(8, 5))
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.2))
     artists = draw_accuracies(ax, results)
     ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, num_params(folder)))
     if log_x:
@@ -28,14 +29,14 @@ def plot_run(folder, log_x):
     loss_ax = ax.twinx()
     label = "validation loss"
     [artists[label]] = loss_ax.plot(
-        results["iter"], results["val_loss"], color="0.45", linewidth=1, linestyle="--", label=label
+        results["iter"], results["val_loss"], color="0.45", linewidth=0.8, linestyle="--", label=label
     )
-    loss_ax.set_ylabel("validation loss (nats per character)")
+    loss_ax.set_ylabel("validation loss (nats per char)")
     loss_ax.set_ylim(bottom=0)
-    figure.legend(artists.values(), artists.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(artists))
+    figure.legend(artists.values(), artists.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=(len(artists) + 1) // 2)
     return figure
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    save_figure(plot_run(cfg.model_folder, cfg.log_x), Path(cfg.model_folder) / "plot.png")
+    save_figure(plot_run(cfg.model_folder, cfg.log_x), Path(cfg.model_folder) / f"plot.{cfg.format}")

@@ -212,6 +212,7 @@ def capacity(runs):
         rows.append([str(w), *shares])
     return ("## The map of capacity\n\nOne layer of width n, no weight decay. How many runs have every sample right at the last evaluation; the figure has the "
             "95% intervals, and the median of the lowest losses below.\n\n![The map of capacity](results/map.png)\n\n"
+            "The mean accuracy at the end:\n\n![Accuracy at the end of training against the width](results/accuracy.png)\n\n"
             + markdown("Runs that have everything right at the last evaluation", rows)
             + "\n\nWhich of the held-out problems fail, and how:\n\n![Held-out problems by width](results/held_out.png)")
 

@@ -12,12 +12,17 @@ from matplotlib.colors import ListedColormap
 from data.tasks import GROUPS
 from study.files import write_files
 
+# Sizes are those of print: figures are one column of a paper wide or two, with text of 8 points.
+COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+                     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.5})
+
 # Group -> label, colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
 CURVES = {
-    "add": (GROUPS["add"], "#0072B2", 2.6),
-    "sub": (GROUPS["sub"], "#E69F00", 1.4),
-    "facts": (GROUPS["facts"], "#009E73", 1.4),
-    "held_out": ("held out", "#CC79A7", 1.4),
+    "add": (GROUPS["add"], "#0072B2", 1.8),
+    "sub": (GROUPS["sub"], "#E69F00", 1.0),
+    "facts": (GROUPS["facts"], "#009E73", 1.0),
+    "held_out": ("held out", "#CC79A7", 1.0),
 }
 PERFECT = "addition and subtraction at 100%"
 
@@ -45,7 +50,7 @@ def draw_accuracies(ax, results):
         perfect &= results[f"{group}_correct"] == results[f"{group}_total"]
     if perfect.any():
         artists[PERFECT] = ax.scatter(
-            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=14, color="red", zorder=3, label=PERFECT
+            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=5, color="red", zorder=3, label=PERFECT
         )
     ax.set_ylim(-3, 105)
     ax.grid(alpha=0.3)
@@ -55,21 +60,22 @@ def draw_accuracies(ax, results):
 def draw_answers(tables):
     """A panel for each {operation: {(a, b): (answer, whether it is right, whether it is held out)}}: wrong cells red, held-out ones framed."""
     size = 1 + max(a for table in tables.values() for a, _ in table)
-    figure, axes = plt.subplots(1, len(tables), figsize=(max(4, 0.45 * size) * len(tables), max(4, 0.45 * size)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(tables), figsize=(max(COLUMN, 0.33 * size) * len(tables), max(COLUMN, 0.33 * size)), squeeze=False, layout="constrained")
     for ax, (operation, table) in zip(axes.flat, tables.items()):
         ax.imshow([[not table[a, b][1] for b in range(size)] for a in range(size)], cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
         for (a, b), (said, _, held_out) in table.items():
-            ax.text(b, a, said, ha="center", va="center", fontsize=8)
+            ax.text(b, a, said, ha="center", va="center", fontsize=7)
             if held_out:
-                ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, linewidth=2))
+                ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, linewidth=1.2))
         ax.set(title=operation, xlabel="b", ylabel="a", xticks=range(size), yticks=range(size))
-    figure.supxlabel("the most frequent answer; red: wrong, framed: held out", fontsize=9)
+    figure.supxlabel("the most frequent answer; red: wrong, framed: held out", fontsize=7)
     return figure
 
 
-def save_figure(figure, path, dpi=250):
-    """Writes a figure as PNG and says so. dpi: fewer for one with hundreds of lines, which compresses badly."""
+def save_figure(figure, path, dpi=400):
+    """Writes a figure as what the path's suffix says, .png or .pdf, and says so. dpi: fewer for many lines, which compress badly."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, bbox_inches="tight")
+    options = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {"dpi": dpi}  # the same bytes at any time
+    figure.savefig(buffer, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.03, **options)
     write_files({path: buffer.getvalue()})
     print(f"wrote {path}")

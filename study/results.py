@@ -142,16 +142,20 @@ def late_evaluations(results):
     return int(right.sum()) if results["held_out_total"].any() else 0, int(late.sum())
 
 
+def right_and_total(results, what, at=-1):
+    """Samples of "held_out", of "facts" or of "trained" (the other sums and differences) at an evaluation: right, all."""
+    if what == "trained":
+        return tuple(sum(sign * results[f"{group}_{kind}"][at] for group, sign in (("add", 1), ("sub", 1), ("held_out", -1)))
+                     for kind in ("correct", "total"))
+    return results[f"{what}_correct"][at], results[f"{what}_total"][at]
+
+
 def all_right(results, what, at=-1):
-    """Whether every sample is right at an evaluation of "held_out", of "facts", or of "trained": the other sums and differences.
+    """Whether all samples are right, of those that right_and_total() counts.
 
     All held-out samples right at the last evaluation is what counts as generalizing, everywhere.
     """
-    if what == "trained":
-        right, total = (sum(sign * results[f"{group}_{kind}"][at] for group, sign in (("add", 1), ("sub", 1), ("held_out", -1)))
-                        for kind in ("correct", "total"))
-    else:
-        right, total = results[f"{what}_correct"][at], results[f"{what}_total"][at]
+    right, total = right_and_total(results, what, at)
     return bool(total and right == total)
 
 

@@ -38,6 +38,7 @@ RANGES = {
 }
 CHOICES = {
     "init_from": ("scratch", "resume"),
+    "format": ("png", "pdf"),
     "operation": ("addition", "subtraction", "both"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", True, False),
