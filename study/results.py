@@ -23,8 +23,10 @@ GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what i
 SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # model -> what its runs' names end with
 LATE = 20_000  # evaluations from this iteration on are late ones
 
-COLUMNS = ["iter", *(f"{group}_{kind}" for group in GROUPS for kind in ("correct", "total")), "val_loss"]
-HELD_OUT_COLUMNS = ["held_out_correct", "held_out_total"]  # not in the published runs' results: zeros there
+# The columns of a results.csv that everything here needs; of the others it has zeros where a run lacks them, as
+# the published runs lack the held-out ones, and ours those of a task that came later.
+NEEDED = ["iter", "add_correct", "add_total", "sub_correct", "sub_total", "facts_correct", "facts_total", "val_loss"]
+COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in (*GROUPS, "held_out") for kind in ("correct", "total"))]))
 
 
 class Run(NamedTuple):
@@ -52,7 +54,7 @@ def read_rows(path):
         print(f"note: the last line of {path} is cut off and left out", file=sys.stderr)
         lines.pop()
     reader = csv.DictReader(lines)
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+    missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
     if not lines:
         fail(f"{path} is empty: it holds rows once the run's first evaluation is done")
     if missing:
@@ -75,9 +77,9 @@ def columns(rows):
     An item of that list gives each held-out problem, such as "5+7", what it was answered with. Raises
     TypeError or ValueError for what is not a number.
     """
-    numbers = [[float(row[column]) for column in COLUMNS] + [float(row.get(column, 0)) for column in HELD_OUT_COLUMNS] for row in rows]
+    numbers = [[float(row[column] if column in NEEDED else row.get(column, 0)) for column in COLUMNS] for row in rows]
     said = [dict(pair.split("=") for pair in (row.get("held_out_answers") or "").split()) for row in rows]
-    return dict(zip(COLUMNS + HELD_OUT_COLUMNS, np.array(numbers).T)) | {"held_out_answers": said}
+    return dict(zip(COLUMNS, np.array(numbers).T)) | {"held_out_answers": said}
 
 
 def read_runs(root_dir):
@@ -132,7 +134,7 @@ def read_info(folder):
 
 def best_evaluation(results):
     """Index of the evaluation with the most right answers over all tasks of the run, the earliest of equals."""
-    return int(np.argmax(results["add_correct"] + results["sub_correct"] + results["facts_correct"]))
+    return int(np.argmax(sum(results[f"{group}_correct"] for group in GROUPS)))
 
 
 def late_evaluations(results):

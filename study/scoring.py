@@ -145,7 +145,7 @@ def row_of(iter_num, count, train_loss, val_loss, said):
 def summary(row):
     """The accuracies of a row for people to read; a task that is not part of the run is left out."""
     parts = {}
-    for name, column in (("add", "add"), ("sub", "sub"), ("held out", "held_out"), ("facts", "facts")):
+    for name, column in ({group: group for group in GROUPS} | {"held out": "held_out"}).items():
         correct, total = row[f"{column}_correct"], row[f"{column}_total"]
         if total:
             parts[name] = f"{correct}/{total}" if name == "held out" else f"{100 * correct / total:.1f}%"
