@@ -116,6 +116,18 @@ def stack_progress(names, cfg):
     return say
 
 
+def time_left(left, paces, jobs):
+    """Seconds until all is done, about, from {run: work left} and {run: seconds for a unit of it}; None before any pace is known.
+
+    A run without a pace is taken to be as fast as the others are.
+    """
+    if not paces:
+        return None
+    typical = sum(paces.values()) / len(paces)
+    seconds = [work * paces.get(name, typical) for name, work in left.items()]
+    return max(sum(seconds) / jobs, max(seconds))
+
+
 def hours(seconds):
     return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
 
@@ -143,7 +155,8 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
     prepare({name: experiment[name] for name in waiting})
 
     def write():
-        write_tables(table, {name: finished[name] for name in experiment if name in finished})
+        if finished:
+            write_tables(table, {name: finished[name] for name in experiment if name in finished})
 
     def finish(name):
         finished[name] = finished_run(name, experiment[name], folders[name])
@@ -185,10 +198,7 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
             if running and (terminal or time.monotonic() - said > 60):
                 said = time.monotonic()
                 where = ", ".join(f"{name} {done[name]:,}" for name in running)
-                typical = sum(paces.values()) / len(paces) if paces else None
-                seconds = [rest * paces.get(name, typical) for name, rest in left.items()] if typical else None
-                until = hours(max(sum(seconds) / jobs, max(seconds)) if seconds else None)
-                line = f"{where}; {len(waiting)} waiting; about {until} left"
+                line = f"{where}; {len(waiting)} waiting; about {hours(time_left(left, paces, jobs))} left"
                 print(clear + line, end="" if terminal else "\n", flush=True)
     except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
         for process in running.values():

@@ -110,7 +110,7 @@ def read_tables(folder):
         rows = {name: [] for name in infos}
         with gzip.open(folder / "evaluations.csv.gz", "rt", encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            own = reader.fieldnames[reader.fieldnames.index("iter"):]  # before them: the run's settings
+            own = reader.fieldnames[(reader.fieldnames or []).index("iter"):]  # before them: the run's settings
             for row in reader:
                 rows[row["run"]].append({column: row[column] for column in own})
         return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}

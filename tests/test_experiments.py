@@ -117,7 +117,7 @@ def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
 
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_stopped_experiment_goes_on_where_it_was(start, in_tmp, project, signum, status):
+def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, project, signum, status):
     Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 4000}]\n")
     process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
     results = in_tmp / "runs/math_mini_14_max_iters_4000/results.csv"
@@ -127,9 +127,20 @@ def test_a_stopped_experiment_goes_on_where_it_was(start, in_tmp, project, signu
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == status and stderr == "stopped; the same command goes on\n"
-    assert tables(in_tmp / "mine") == ([], [])
+    assert list((in_tmp / "mine").iterdir()) == []  # no run is complete
     info = json.loads(results.with_name("run.json").read_text())
     assert 0 < info["iter_num"] < 4000
+    command = ("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
+    again = script(*command)
+    assert again.returncode == 0 and "1 runs, 0 of them complete" in again.stdout, again.stderr
+    assert "resumed at iteration" in results.with_name("train.log").read_text()
+    assert script(*command).stdout == "1 runs, 1 of them complete, 1 at a time\n"
+
+
+def test_the_time_left_takes_a_run_without_a_pace_to_be_like_the_others():
+    assert run_experiment.time_left({"a": 10.0, "b": 10.0}, {}, 1) is None
+    assert run_experiment.time_left({"a": 10.0, "b": 10.0, "c": 20.0}, {"a": 1.0, "b": 3.0}, 2) == (10 + 30 + 40) / 2
+    assert run_experiment.time_left({"a": 10.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, 8) == 20  # no run is faster than itself
 
 
 def test_a_run_that_another_experiment_published_is_not_made_again(project, monkeypatch, tmp_path, capfd):
