@@ -223,9 +223,9 @@ def orders(runs):
     lines, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
     whole = [line for line in lines if all((line, seed) in named for seed in seeds)]
     text = (f"## Does the order of the lines decide?\n\nn14 on arithmetic in {len(lines)} orders of the text's lines, each with the seeds {seeds[0]} to {seeds[-1]}: "
-            f"{rate_of(list(named.values()), generalizes)} generalize. By order, of {len(seeds)}: "
-            + ", ".join(f"{count} orders with {right}" for right, count in sorted(Counter(
-                sum(generalizes(named[line, seed]) for seed in seeds if (line, seed) in named) for line in lines).items())) + ".")
+            f"{rate_of(list(named.values()), generalizes)} generalize. Of the {len(whole)} orders "
+            f"with all {len(seeds)} seeds " + ", ".join(f"{count} {'has' if count == 1 else 'have'} {right}" for right, count in sorted(Counter(
+                sum(generalizes(named[line, seed]) for seed in seeds) for line in whole).items())) + " of these.")
     if len(whole) > 1:
         for what, table in (("whether a run generalizes", [[generalizes(named[line, seed]) for seed in seeds] for line in whole]),
                             ("how many held-out samples are right", [[named[line, seed].results["held_out_correct"][-1] for seed in seeds] for line in whole])):
