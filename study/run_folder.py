@@ -185,10 +185,10 @@ def find_checkpoint(out_dir, *names):
 
 def find_model(out_dir, names, published):
     """find_checkpoint(), but for the default folder "out", if it is not there, the published model of that name, which it says."""
-    if out_dir == "out" and not Path(out_dir).exists() and published:
-        [path] = (PUBLISHED / published).glob("ckpt*.pt")
+    ours = sorted((PUBLISHED / published).glob("ckpt*.pt")) if published else []
+    if out_dir == "out" and not Path(out_dir).exists() and ours:
         print(f"note: there is no folder out; this is the published {published}, and --out_dir names another model", file=sys.stderr)
-        return Path(os.path.relpath(path))
+        return Path(os.path.relpath(ours[0]))
     return find_checkpoint(out_dir, *names)
 
 

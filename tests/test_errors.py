@@ -380,7 +380,8 @@ def test_results_that_contradict_the_checkpoint_are_said_to(call, here):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc to see what is being imported")
 @pytest.mark.parametrize("name", [TRAIN, SAMPLE, BENCH, EXPERIMENT, GRIDS, MATH])
 def test_ctrl_c_while_torch_is_imported_ends_in_one_line(start, name):
-    process = start(name)
+    # A shell has what it starts in the background ignore Ctrl-C, and these tests may be that.
+    process = start(name, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

@@ -128,6 +128,11 @@ def test_without_a_folder_the_published_models_are_asked(call, in_tmp):
         assert refused(call(name, "--ckpt=ckpt_last.pt"), "out does not exist")  # that file was meant
 
 
+def test_without_a_folder_and_published_models_that_is_said(script):  # of a copy of the project that has no results
+    for name in ("sample.py", "eval_as_math.py", "eval_capitals.py"):
+        assert refused(script(name), "out does not exist")
+
+
 def test_the_answers_are_shown_as_tables_and_as_a_picture(call, in_tmp):
     result = call("eval_as_math.py", "--grid", "--plot=grid.png")
     assert result.returncode == 0, result.stderr
