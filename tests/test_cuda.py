@@ -535,6 +535,35 @@ def test_capturing_leaves_no_trace_and_launching_equals_eager_updates(settings, 
     assert torch.equal(captured[2], eager[2])
 
 
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_a_captured_stack_equals_its_eager_updates(settings, fake_graphs, monkeypatch, earlier):
+    cfg = settings("math_mini_14", "--batch_size=64", "--weight_decay=0.1")
+    windows, vocab_size = windows_of(cfg)
+    monkeypatch.setattr(stack, "cuda_graph", lambda *arguments: update.cuda_graph(*arguments[:3], CUDA))
+
+    def trained(captures):
+        states = []
+        for seed in (1, 2):
+            cfg.seed = seed
+            states.append(TrainingState(*update.build(cfg, vocab_size, CPU), no_scaler(CPU), Batches(len(windows), cfg, CPU), CPU))
+        indices = torch.stack([state.batches.draw(earlier + 7) for state in states], dim=1)
+        lrs = [1e-3 * (i + 1) for i in range(earlier + 7)]
+        train, hand_back = stack.make_stacked_train(states, [windows] * 2, cfg, CPU, contextlib.nullcontext(), captures=False)
+        for i in range(earlier):
+            train(indices[i : i + 1], lrs[i : i + 1])
+        hand_back()
+        train, hand_back = stack.make_stacked_train(states, [windows] * 2, cfg, CPU, contextlib.nullcontext(), captures)
+        for i in range(earlier, earlier + 7):
+            losses = train(indices[i : i + 1], lrs[i : i + 1]).clone()
+        hand_back()
+        return losses, [p for state in states for p in state.model.parameters()], [m for state in states for m in state.optimizer.state.values()]
+
+    (losses, weights, moments), (expected, eager, eager_moments) = trained(True), trained(False)
+    assert torch.allclose(losses, expected, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, eager))
+    assert all(torch.equal(a["step"], b["step"]) and a["step"] == earlier + 7 for a, b in zip(moments, eager_moments))
+
+
 def test_seeding_a_gpu_makes_it_compute_the_same_twice(put_back):
     seed_everything(1, CUDA)
     assert torch.are_deterministic_algorithms_enabled()
