@@ -1,6 +1,6 @@
 """Scores a trained model on arithmetic: every problem ten times, then the totals.
 
-    python eval_as_math.py --grid                                     (the published n14, its answers as tables)
+    python eval_as_math.py --grid                                     (the repository's n14, its answers as tables)
     python eval_as_math.py --out_dir=math_mini_14
     python eval_as_math.py --out_dir=math_mini_14 --max_operand=19    (paper, section 5.1)
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from data.tasks import GROUPS, arithmetic
 from study.scoring import open_model, print_total, report, score, tally
-from study.settings import configure
+from study.settings import configure, fail
 
-out_dir = "out"  # folder of the trained model; without one, the published n14
+out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_math.pt, else ckpt.pt
 operation = "both"  # addition, subtraction or both
 max_operand = 9  # the operands go from 0 to this
@@ -44,6 +44,8 @@ def print_table(table):
 
 if __name__ == "__main__":
     cfg = configure(globals())
+    if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".pdf") or not Path(cfg.plot).parent.is_dir()):
+        fail(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that is there")
     model = open_model(cfg, "ckpt_best_math.pt", "math_mini_14")
     task = arithmetic(model.held_out, cfg.max_operand)
     asked = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
@@ -52,7 +54,7 @@ if __name__ == "__main__":
     tables = {GROUPS[group]: answer_table(problems, answers, group) for group in asked}
     if cfg.grid:
         for name, table in tables.items():
-            print(f"\n{name} (* wrong, [] held out)")
+            print(f"\n{name} (* wrong, [] held out, ? no number)")
             print_table(table)
         print()
     else:

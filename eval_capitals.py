@@ -1,6 +1,6 @@
 """Scores a trained model on the 50 capital cities: every statement ten times, then the total.
 
-    python eval_capitals.py                            (the published n28)
+    python eval_capitals.py                            (the repository's n28)
     python eval_capitals.py --out_dir=facts_mini_28
 """
 
@@ -8,7 +8,7 @@ from data.tasks import capitals
 from study.scoring import open_model, print_total, report, score, tally
 from study.settings import configure
 
-out_dir = "out"  # folder of the trained model; without one, the published n28
+out_dir = "out"  # folder of the trained model; without one, the repository's n28
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_facts.pt, else ckpt.pt
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps

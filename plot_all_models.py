@@ -15,7 +15,10 @@ suffix = ""  # of the runs' names and of the grids: _wd for controlled regulariz
 format = "png"  # or pdf, for print
 
 
-def plot_grid(panels, runs):
+TITLES = {"math": "arithmetic", "facts": "capital cities", "combined": "arithmetic and capital cities"}
+
+
+def plot_grid(panels, runs, title=""):
     """2x2 figure of {panel: name of its run}, {name: Run}; a run that is missing leaves a panel that says so."""
     figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey=True, layout="constrained")
     artists = {}
@@ -30,6 +33,7 @@ def plot_grid(panels, runs):
         label_iterations(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
+    figure.suptitle(title, fontsize=9)
     if artists:
         figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
     return figure
@@ -39,4 +43,4 @@ if __name__ == "__main__":
     cfg = configure(globals())
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     for grid, panels in grids.items():
-        save_figure(plot_grid(panels, runs), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)
+        save_figure(plot_grid(panels, runs, TITLES[grid] + ", weight decay 0.1, no dropout" * (cfg.suffix == "_wd")), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)

@@ -41,7 +41,7 @@ def plot_seeds(task, runs):
                 continue
             iterations = seeds[0].results["iter"]
             percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
-            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.25, alpha=min(0.5, 3 / len(percent[:SINGLE])), zorder=1)
+            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.3, alpha=0.5, zorder=1)
             low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
             ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
@@ -51,7 +51,8 @@ def plot_seeds(task, runs):
         label_iterations(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
-    figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
+    legend = figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
+    legend.set_title(f"lines: median of the runs; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
     return figure
 
 
@@ -74,7 +75,7 @@ def plot_accuracy(runs):
             mean = np.array([np.mean(percent) for percent in percents])
             error = np.array([Z * np.std(percent, ddof=len(percent) > 1) / len(percent) ** 0.5 for percent in percents])
             color = CURVES[group][1]
-            ax.fill_between(list(cells[task]), mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+            ax.fill_between(list(cells[task]), np.maximum(mean - error, 0), np.minimum(mean + error, 100), color=color, alpha=0.2, linewidth=0)
             ax.plot(list(cells[task]), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
     ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
     label_widths(ax)
@@ -127,7 +128,9 @@ def plot_map(runs):
     for ax in axes.flat:
         label_widths(ax)
         ax.grid(alpha=0.3)
-        if ax.lines:
+        if not ax.lines:
+            ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+        else:
             ax.legend(fontsize=7, loc="best")
     for ax in axes[1]:
         ax.set_xlabel("width n")
@@ -150,7 +153,7 @@ def plot_held_out(runs):
             text = f"{100 * shares[row, column]:.0f}%"
             if wrong:
                 count, said = max(wrong)
-                text += f"   says {said} ({count})"
+                text += f"   says {said} ({count} run{'s' * (count > 1)})"
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.6 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
@@ -175,13 +178,14 @@ def plot_orders(runs):
     table = np.array([[named[order, seed].results["held_out_correct"][-1] / 10 if (order, seed) in named else np.nan
                        for order in orders] for seed in seeds])
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
+    ax.set_facecolor("0.85")  # where a run is missing
     image = ax.imshow(table, cmap="Purples", vmin=0, vmax=4, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
             ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value > 2.5 else "black")
     ax.set_xticks(range(len(orders)), orders)
     ax.set_yticks(range(len(seeds)), seeds)
-    ax.set(xlabel="order of the lines (line_seed)", ylabel="seed", title="n14 on arithmetic: held-out problems right at the last evaluation, of four")
+    ax.set(xlabel="order of the lines (line_seed)", ylabel="seed", title="n14 on arithmetic: held-out problems right at the last evaluation, of four" + " (grey: not run yet)" * bool(np.isnan(table).any()))
     figure.colorbar(image, ax=ax, ticks=range(5), shrink=0.8)
     return figure
 
@@ -218,4 +222,4 @@ if __name__ == "__main__":
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=180 if name.startswith("seeds") else 300)
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=220 if name.startswith("seeds") else 300)

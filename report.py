@@ -13,7 +13,7 @@ import numpy as np
 from data.tasks import HELD_OUT
 from study.files import write_files
 from study.results import ROOT, SIZES, all_right, best_evaluation, late_evaluations, read_runs, seeds_of
-from study.settings import configure
+from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
 from study.tables import TABLES, correct_and_total, markdown
 
@@ -31,7 +31,7 @@ def generalizes(run):
 def rate(right, total):
     """A share of runs with its 95% interval: 17 of 20 (85%, 64 to 95)."""
     if not total:
-        return "not run yet"
+        return "no seeds yet"
     low, high = (100 * bound for bound in wilson(right, total))
     return f"{right} of {total} ({100 * right / total:.0f}%, {low:.0f} to {high:.0f})"
 
@@ -85,7 +85,7 @@ def paper_table(runs, grid, task, suffix):
             late = [right / of for right, of in (late_evaluations(run.results) for run in seeds)]
             cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), f"{100 * np.mean(late):.0f}%" if late else "–"]
         rows.append([panel, str(len(seeds)), *cells])
-    return markdown(f"{titles[suffix == '_wd']}: paper / our run with seed 1337 / median of the seeds (quartiles)", rows)
+    return markdown(f"{titles[suffix == '_wd']}. At the best evaluation: paper / our run with seed 1337 / median of the seeds (quartiles)", rows)
 
 
 def tables(runs):
@@ -97,7 +97,7 @@ def tables(runs):
 def in_words(right, total):
     """How many runs of all there could be, as far as a share's interval tells."""
     low, high = wilson(right, total)
-    return "none" if right == 0 else "all" if right == total else "most" if low > 0.5 else "fewer than half" if high < 0.5 else "about half"
+    return "none" if right == 0 else "all" if right == total else "most" if low > 0.5 else "fewer than half" if high < 0.5 else "some"
 
 
 def cells_of(runs):
@@ -148,6 +148,8 @@ def claims(runs):
                           f"Fisher's exact test p = {fisher_exact(*n14[0], *n14[1]):.2g}). Of the larger models' runs with weight decay "
                           f"{rate_of(cells['math', 'n28', '_wd'] + cells['math', 'n56', '_wd'], generalizes)} do.")
     capitals = [run.results["facts_correct"].max() / 5 for suffix in ("", "_wd") for run in cells["facts", "n14", suffix]]
+    if not any(cells["math", "n14", suffix] for suffix in ("", "_wd")):
+        return ""
     lines = [
         ("A model of 1.5k parameters extrapolates to the held-out sums and differences",
          f"Of the runs of n14, {words('math', ('n14',), at_best)} have all 40 held-out samples right at the evaluation with the most right answers, which is how the "
@@ -165,6 +167,8 @@ def claims(runs):
         ("n14 is the smallest model that learns arithmetic", smallest(runs)),
         ("The rules do not reach beyond single digits (section 5.1)", beyond(cells)),
     ]
+    empty = {task: not any(cells[task, panel, suffix] for panel in SMALL for suffix in ("", "_wd")) for task in ("facts", "both")}
+    lines = [(title, "No seeds yet." if (empty["facts"] and "capitals" in title) or (empty["both"] and "both" in title) else text) for title, text in lines]
     return "## The claims of the paper, one by one\n\n" + "\n\n".join(f"**{title}.** {text}" for title, text in lines)
 
 
@@ -325,10 +329,18 @@ def report(runs):
 if __name__ == "__main__":
     cfg = configure(globals())
     runs = read_runs(cfg.root_dir)
+    if not runs:
+        fail(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
     files = {Path(cfg.path): report(runs)}
     if cfg.readme:
         table = summary(runs)
         title = re.escape(table.splitlines()[0])
-        files[Path(cfg.readme)] = re.sub(title + r"\n\n(\|.*\n)+", table + "\n", Path(cfg.readme).read_text(encoding="utf-8"))
+        try:
+            text, found = re.subn(title + r"\n\n(\|.*\n)+", table + "\n", Path(cfg.readme).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"cannot read {cfg.readme}: {getattr(error, 'strerror', 'it is not text')}")
+        if not found:
+            fail(f"{cfg.readme} has no table to bring up to date: one under the line {table.splitlines()[0]}")
+        files[Path(cfg.readme)] = text
     write_files({path: text.encode() for path, text in files.items()})
     print(f"wrote {' and '.join(map(str, files))}")

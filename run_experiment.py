@@ -11,6 +11,7 @@ on a GPU runs of equal shape train together (study/stack.py). study/experiments.
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,8 @@ def time_left(left, paces, jobs):
 
 
 def hours(seconds):
+    if seconds is not None and seconds < 60:
+        return "a minute"
     return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
 
 
@@ -199,6 +202,8 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
                 said = time.monotonic()
                 where = ", ".join(f"{name} {done[name]:,}" for name in running)
                 line = f"{where}; {len(waiting)} waiting; about {hours(time_left(left, paces, jobs))} left"
+                if terminal:
+                    line = line[: shutil.get_terminal_size().columns - 1]  # \r clears one row only
                 print(clear + line, end="" if terminal else "\n", flush=True)
     except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
         for process in running.values():

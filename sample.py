@@ -1,6 +1,6 @@
 """Samples continuations of a prompt from a trained model.
 
-    python sample.py --start="<7-5" --num_samples=3    (the published n14)
+    python sample.py --start="<7-5" --num_samples=3    (the repository's n14)
     python sample.py --out_dir=math_mini_14 --ckpt=ckpt_best_math.pt --start="<7-5" --max_new_tokens=3
 """
 
@@ -14,7 +14,7 @@ from study.run_folder import find_model, load_model
 from study.scoring import sample
 from study.settings import configure, fail
 
-out_dir = "out"  # folder of the trained model; without one, the published n14
+out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt.pt
 start = "\n"  # prompt; FILE:name takes the whole content of a file, line ends included
 num_samples = 10  # samples

@@ -10,7 +10,7 @@ from study.results import find_runs
 from study.settings import configure
 from study.tables import search_table, table
 
-root_dir = "results"  # folder of runs or of experiments
+root_dir = "."  # folder of runs or of experiments
 suffix = ""  # of the runs' names: _wd for controlled regularization
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A file assigns `runs`, a list of {setting: value} that grid() makes. "config" na
 other settings go over it; line_seed and held_out are those of the dataset's prepare.py.
 
 <root_dir>/<experiment>/runs.csv has a row a run, with the columns RUN_COLUMNS, and evaluations.csv.gz a row an
-evaluation: the run's settings and the columns of its results.csv. Both hold complete runs only.
+evaluation: the run's settings, SETTING_COLUMNS, and the columns of its results.csv, which row_of() in
+study/scoring.py describes. Both hold complete runs only.
 """
 
 import csv
@@ -16,15 +17,16 @@ from pathlib import Path
 
 import torch
 
-from data.tasks import HELD_OUT, arithmetic
+from data.tasks import HELD_OUT, arithmetic, parse_pairs
 from study.device import describe
 from study.files import write_files
 from study.results import ROOT, Run, columns, read_rows, scores_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
-from study.settings import fail, run_config_file, stated_settings
+from study.settings import check_setting, fail, run_config_file, stated_settings
 
 DATA_SETTINGS = {"line_seed": -1, "held_out": HELD_OUT}  # of the prepare.py scripts, with their defaults
+RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
 # What the columns of runs.csv mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
     "run": "name of the run",
@@ -50,8 +52,8 @@ RUN_COLUMNS = SETTING_COLUMNS | {
     "late": "evaluations from iteration 20,000 on",
     "late_right": "those of them with every held-out sample right",
     "lowest_val_loss": "nats per character",
-    "beyond_add": "right at the end of 3,000 samples of sums with an operand from 10 to 19; only if last_held_out is perfect",
-    "beyond_sub": "of 3,000 of differences",
+    "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end; only if last_held_out is perfect",
+    "beyond_sub": "the same of differences",
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",
     "commit": "of the code",
@@ -83,14 +85,34 @@ def named(runs):
     """{run: its settings} of the list that an experiment's file assigned; ends the program if it is none."""
     if not runs:
         fail("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
-    known = stated_settings(ROOT / "train_with_eval.py").keys() | DATA_SETTINGS.keys() | {"config"}
     for settings in runs:
         if not isinstance(settings, dict) or "config" not in settings:
             fail(f"{settings!r} in `runs` is not the settings of a run, such as {{'config': 'math_mini_14', 'seed': 1}}")
-        for key in settings.keys() - known:
-            fail(f"unknown setting '{key}' in `runs`: those of train_with_eval.py go, and {', '.join(DATA_SETTINGS)}")
         if not config_file(settings).exists():
             fail(f"config='{settings['config']}' in `runs`: there is no {config_file(settings).relative_to(ROOT)}")
+    trains = stated_settings(ROOT / "train_with_eval.py").keys() - RUNNERS
+    checked = set()  # a grid repeats each value many times
+    for settings in runs:
+        script = ROOT / "data" / str(config_of(settings)["dataset"]) / "prepare.py"
+        if not script.exists():
+            fail(f"dataset='{config_of(settings)['dataset']}' in `runs`: there is no {script.relative_to(ROOT)} that prepares it")
+        prepares = stated_settings(script).keys() & DATA_SETTINGS.keys()
+        for key, value in settings.items():
+            if key == "config" or (script, key, str(value)) in checked:
+                continue
+            if key not in trains | prepares:
+                fail(f"'{key}' in `runs` is no setting of a run on {script.parent.name}: these are {', '.join(sorted(trains | prepares))}")
+            check_setting(key, value, script if key in prepares else ROOT / "train_with_eval.py")
+            if key == "held_out":
+                try:
+                    parse_pairs(value)
+                except ValueError as error:
+                    fail(error)
+            checked.add((script, key, str(value)))
+        config = config_of(settings)
+        if config["n_embd"] % config["n_head"] or config["max_iters"] < 1:
+            fail(f"{run_name(settings)}: n_embd={config['n_embd']} must be divisible by n_head={config['n_head']}, and "
+                 f"max_iters={config['max_iters']} at least 1")
     return {run_name(settings): settings for settings in runs}
 
 

@@ -14,15 +14,15 @@ from study.files import write_files
 
 # Sizes are those of print: figures are one column of a paper wide or two, with text of 8 points.
 COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches
-plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "legend.handlelength": 1.5, "legend.columnspacing": 1.2, "xtick.labelsize": 7, "ytick.labelsize": 7,
                      "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.5})
 
 # Group -> label, colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
 CURVES = {
-    "add": (GROUPS["add"], "#0072B2", 1.8),
-    "sub": (GROUPS["sub"], "#E69F00", 1.0),
-    "facts": (GROUPS["facts"], "#009E73", 1.0),
-    "held_out": ("held out", "#CC79A7", 1.0),
+    "add": (GROUPS["add"], "#0072B2", 2.2),
+    "sub": (GROUPS["sub"], "#E69F00", 1.6),
+    "facts": (GROUPS["facts"], "#009E73", 1.2),
+    "held_out": ("held out", "#CC79A7", 0.8),
 }
 PERFECT = "addition and subtraction at 100%"
 
@@ -50,7 +50,7 @@ def draw_accuracies(ax, results):
         perfect &= results[f"{group}_correct"] == results[f"{group}_total"]
     if perfect.any():
         artists[PERFECT] = ax.scatter(
-            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=5, color="red", zorder=3, label=PERFECT
+            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=12, color="red", zorder=1.5, label=PERFECT
         )
     ax.set_ylim(-3, 105)
     ax.grid(alpha=0.3)

@@ -126,7 +126,14 @@ def require_finite(number, iter_num):
 
 
 def row_of(iter_num, count, train_loss, val_loss, said):
-    """A row of results.csv, whose columns are these, from {group or held_out: (correct, asked)} samples and said_most()."""
+    """A row of results.csv from {group or held_out: (correct, asked)} samples and said_most().
+
+    Its columns: iter, the updates made; <group>_correct of <group>_total samples, ten for each problem, of
+    additions (add), subtractions (sub) and capitals (facts), 0 of 0 where a run has no such task; of these,
+    math_acc, facts_acc and combined_acc are the shares, from 0 to 1; train_loss and val_loss, nats per
+    character over all windows; held_out_correct of held_out_total samples of held-out problems, which are among
+    the sums and differences too; held_out_answers, each with what it got most often.
+    """
 
     def accuracy(*groups):
         return sum(count[g][0] for g in groups) / max(1, sum(count[g][1] for g in groups))

@@ -76,7 +76,7 @@ def configure(*namespaces):
     while arguments:
         argument = arguments.pop(0)
         if not argument.startswith("--"):
-            config_file = Path(argument)
+            config_file = _existing_config(argument, settings)
             for key, value in run_config_file(config_file).items():
                 given[key] = _checked(settings, key, value, argument)
             continue
@@ -88,7 +88,7 @@ def configure(*namespaces):
             elif arguments and not arguments[0].startswith("--"):
                 text = arguments.pop(0)
             else:
-                fail(f"--{key} needs a value: --{key}={default}")
+                fail(f"--{key} needs a value: --{key}={default if default != '' else '...'}")
         given[key] = _checked(settings, key, _parsed(text, default), argument)
 
     values = {key: default for key, (default, _) in settings.items()} | given
@@ -97,6 +97,27 @@ def configure(*namespaces):
     for key, value in values.items():
         _require_range(key, value)
     return types.SimpleNamespace(**values)
+
+
+def check_setting(key, value, script):
+    """`value` as what a script's setting can be; ends the program if its type or its range is not that."""
+    value = _checked(stated_settings(script), key, value, key)
+    _require_range(key, value)
+    return value
+
+
+def _existing_config(argument, settings):
+    """The path of a config file that was named without dashes; says what may have been meant if there is none."""
+    key = argument.lstrip("-").partition("=")[0]
+    if key in settings:
+        fail(f"'{argument}' is no setting: --{argument.lstrip('-')} is")
+    folder = next((key for key in ("out_dir", "model_folder", "root_dir") if key in settings), "")
+    if Path(argument).is_dir() and folder:
+        fail(f"'{argument}' is a folder and no config file: --{folder}={argument} names it")
+    in_config = Path("config") / f"train_{argument}.py"
+    if not Path(argument).exists() and in_config.exists():
+        fail(f"there is no config file {argument}: {in_config} is one")
+    return Path(argument)
 
 
 def _require_range(key, value):

@@ -23,7 +23,7 @@ from data.tasks import arithmetic_text
 
 TRAIN, SAMPLE, MATH, CAPITALS, BENCH, EXPERIMENT = (
     "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
-PLOT, GRIDS, TABLES = "plot_results.py", "plot_all_models.py", "tabulate_all_models.py"
+PLOT, GRIDS, TABLES, REPORT = "plot_results.py", "plot_all_models.py", "tabulate_all_models.py", "report.py"
 AS_MATH, FACTS, BOTH = (f"data/{name}/prepare.py" for name in ("as_math", "facts_char", "both_math_and_facts"))
 
 HEADER = b"iter,add_correct,add_total,sub_correct,sub_total,facts_correct,facts_total,val_loss\n"
@@ -130,14 +130,14 @@ REFUSED = [
     (TRAIN, "--fast=auto", None, ["fast", "True or False", "auto"]),
     (TRAIN, "--max_iters", None, ["max_iters", "needs a value"]),
     (TRAIN, "--out_dir --max_iters=5", None, ["out_dir", "needs a value"]),
-    (TRAIN, "max_iters=5", None, ["max_iters=5", "--key=value"]),
+    (TRAIN, "max_iters=5", None, ["no setting", "--max_iters=5"]),
     (TRAIN, "--init_from=resume --overwrite=True", None, ["init_from", "overwrite"]),
     (FACTS, "--held_out=3,4", None, ["unknown key 'held_out'"]),
 
     # Config files
     (TRAIN, "missing.py", None, ["missing.py", "does not exist"]),
     (SAMPLE, "surplus.py", None, ["surplus.py", "does not exist"]),
-    (TRAIN, ".", None, ["config file .", "--key=value"]),
+    (TRAIN, ".", None, ["\'.\' is a folder and no config file"]),
     (TRAIN, "raises.py", write("raises.py", b"n_embd = 14\nn_head = 1 / 0\n"), ["raises.py", "line 2", "ZeroDivisionError"]),
     (TRAIN, "syntax.py", write("syntax.py", b"n_embd = = 3\n"), ["syntax.py", "line 1", "SyntaxError"]),
     (TRAIN, "unknown.py", write("unknown.py", b"n_embdd = 14\n"), ["unknown.py", "n_embdd", "n_embd"]),
@@ -179,7 +179,24 @@ REFUSED = [
     (EXPERIMENT, "mine.py", write("mine.py", b"runs = 3"), ["runs", "a list", "3"]),
     (EXPERIMENT, "mine.py", write("mine.py", b"runs = ['math_mini_14']"), ["math_mini_14", "not the settings of a run"]),
     (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_1'}]"), ["config/train_math_mini_1.py"]),
-    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'sed': 1}]"), ["unknown setting 'sed'"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'sed': 1}]"), ["'sed'", "no setting of a run on as_math", "seed"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'n_embd': 14.5}]"), ["n_embd", "a whole number", "14.5"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'n_head': 3}]"), ["n_embd=14", "divisible by n_head=3"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'max_iters': 0}]"), ["max_iters=0", "at least 1"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'max_iters': 'lots'}]"), ["max_iters", "whole number", "lots"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'out_dir': 'me'}]"), ["'out_dir'", "no setting of a run"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'dataset': 'nope'}]"), ["dataset='nope'", "data/nope/prepare.py"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'facts_mini_14', 'line_seed': 3}]"), ["'line_seed'", "no setting of a run on facts_char"]),
+    (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'held_out': '5,17'}]"), ["held_out='5,17'", "pairs of digits"]),
+    (MATH, "run", None, ["'run' is a folder", "--out_dir=run"]),
+    (PLOT, "run", None, ["'run' is a folder", "--model_folder=run"]),
+    (MATH, "-seed=1", None, ["no setting", "--seed=1"]),
+    (TRAIN, "n_embd=14", None, ["no setting", "--n_embd=14"]),
+    (MATH, "--out_dir=run --plot=grid", None, ["plot='grid'", ".png or .pdf"]),
+    (MATH, "--out_dir=run --plot=nowhere/grid.png", None, ["plot='nowhere/grid.png'", "folder"]),
+    (REPORT, "--root_dir=data", None, ["data holds no runs", "experiments/seeds.py"]),
+    (REPORT, "--root_dir=. --readme=nowhere.md", None, ["cannot read nowhere.md"]),
+    (REPORT, "--root_dir=. --readme=mine.md", write("mine.md", b"mine"), ["mine.md has no table"]),
     (EXPERIMENT, "mine.py --root_dir=run/run.json", write("mine.py", b"runs = [{'config': 'math_mini_14'}]"), ["run/run.json", "cannot make"]),
 
     # Devices

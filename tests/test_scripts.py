@@ -124,7 +124,7 @@ def test_without_a_folder_the_published_models_are_asked(call, in_tmp):
                                ("eval_capitals.py", "facts_mini_28", "facts: ")):
         result = call(name)
         assert result.returncode == 0 and words in result.stdout
-        assert result.stderr == f"note: there is no folder out; this is the published {model}, and --out_dir names another model\n"
+        assert result.stderr == f"note: there is no folder out; this is the {model} of the repository, and --out_dir names another model\n"
         assert refused(call(name, "--ckpt=ckpt_last.pt"), "out does not exist")  # that file was meant
 
 
@@ -137,7 +137,7 @@ def test_the_answers_are_shown_as_tables_and_as_a_picture(call, in_tmp):
     result = call("eval_as_math.py", "--grid", "--plot=grid.png")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    at = lines.index("subtraction (* wrong, [] held out)")
+    at = lines.index("subtraction (* wrong, [] held out, ? no number)")
     table = [line.split() for line in lines[at + 1 : at + 12]]
     assert table[0] == ["a\\b", *map(str, range(10))] and [row[0] for row in table[1:]] == list(map(str, range(10)))
     assert table[1 + 5][1 + 7] == "[-1]*" and table[1 + 7][1 + 5] == "[2]"  # 5-7 is wrong in the published n14, 7-5 right
