@@ -21,7 +21,7 @@ root_dir = "results"  # folder of the experiments' tables; the figures are writt
 format = "png"  # or pdf, for print
 
 SIZES = (14, 28, 56)
-SINGLE = 10  # runs of a cell that are drawn one by one, the first seeds: more hide each other
+SINGLE = 5  # runs of a cell that are drawn one by one, the first seeds: more hide each other
 PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
 
 
@@ -41,7 +41,7 @@ def plot_seeds(task, runs):
                 continue
             iterations = seeds[0].results["iter"]
             percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
-            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.3, alpha=0.5, zorder=1)
+            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.3, alpha=0.4, zorder=1)
             low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
             ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
@@ -96,7 +96,8 @@ def draw_shares(ax, cells, what, label, color, marker):
     right = {n: sum(all_right(run.results, what) for run in seeds) for n, seeds in cells.items()}
     share = np.array([right[n] / len(seeds) for n, seeds in cells.items()])
     low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
-    ax.errorbar(list(cells), share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
+    x = np.array(list(cells)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
+    ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
                 markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
 
 
@@ -157,7 +158,7 @@ def plot_held_out(runs):
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.6 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
-    ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} runs)" for n, seeds in cells.items()])
+    ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])
     ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer")
     return figure
 
@@ -222,4 +223,4 @@ if __name__ == "__main__":
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=220 if name.startswith("seeds") else 300)
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=200 if name.startswith("seeds") else 300)

@@ -33,7 +33,7 @@ def plot_run(folder, log_x):
     )
     loss_ax.set_ylabel("validation loss (nats per char)")
     loss_ax.set_ylim(bottom=0)
-    figure.legend(artists.values(), artists.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=(len(artists) + 1) // 2)
+    figure.legend(artists.values(), artists.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=2)
     return figure
 
 
