@@ -223,4 +223,4 @@ if __name__ == "__main__":
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=200 if name.startswith("seeds") else 300)
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=300 if name in ("accuracy", "map", "orders", "pairs") else 200)
