@@ -12,7 +12,7 @@ import numpy as np
 
 from data.tasks import HELD_OUT
 from study.files import write_files
-from study.results import ROOT, SIZES, all_right, best_evaluation, late_evaluations, read_runs, seeds_of
+from study.results import SIZES, all_right, best_evaluation, late_evaluations, read_runs, right_and_total, seeds_of
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
 from study.tables import TABLES, correct_and_total, markdown
@@ -205,17 +205,19 @@ def capacity(runs):
     widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(r"(?:math|facts|both)_mini_(\d+)_seed_\d+", name))})
     cells = {(task, w): seeds_of(runs, f"{task}_mini_{w}") for task in ("math", "facts", "both") for w in widths}
     columns = [("math", "trained"), ("math", "held_out"), ("facts", "facts"), ("both", "trained"), ("both", "held_out"), ("both", "facts")]
-    rows = [["n", "arithmetic: all trained problems", "all held-out ones", "capitals: all", "both: all trained problems", "all held-out ones", "all capitals"]]
+    rows = [["n", "arithmetic: trained, mean %", "held out, mean %", "all trained problems", "all held-out ones", "capitals: all", "both: all trained problems", "all held-out ones", "all capitals"]]
     for w in widths:
         shares = []
         for task, what in columns:
             seeds = cells[task, w]
             shares.append(f"{sum(all_right(run.results, what) for run in seeds)} of {len(seeds)}" if seeds else "–")
-        rows.append([str(w), *shares])
-    return ("## The map of capacity\n\nOne layer of width n, no weight decay. How many runs have every sample right at the last evaluation; the figure has the "
-            "95% intervals, and the median of the lowest losses below.\n\n![The map of capacity](results/map.png)\n\n"
+        means = [number(np.mean([100 * np.divide(*right_and_total(run.results, what)) for run in cells["math", w]])) if cells["math", w] else "–"
+                 for what in ("trained", "held_out")]
+        rows.append([str(w), *means, *shares])
+    return ("## The map of capacity\n\nOne layer of width n, no weight decay: the accuracy at the last evaluation, and how many runs have every sample right; "
+            "the figure has the 95% intervals, and the median of the lowest losses below.\n\n![The map of capacity](results/map.png)\n\n"
             "The mean accuracy at the end:\n\n![Accuracy at the end of training against the width](results/accuracy.png)\n\n"
-            + markdown("Runs that have everything right at the last evaluation", rows)
+            + markdown("At the last evaluation: mean accuracy on arithmetic, and runs that have everything right", rows)
             + "\n\nWhich of the held-out problems fail, and how:\n\n![Held-out problems by width](results/held_out.png)")
 
 

@@ -73,7 +73,7 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
     assert "the order explains 100% (p = " in text and "2 of 4 (50%, 15 to 85) generalize" in text
     assert row_of(text, "1,3")[1].startswith("0 of 1") and row_of(text, "5,7 (the paper's)")[1].startswith("1 of 3")
     assert row_of(text, "C step, float32")[1].startswith("1 of 3") and row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2")
-    assert row_of(text, "14")[1:4] == ["3 of 3", "1 of 3", "–"]
+    assert row_of(text, "14")[1:6] == ["100", "83.3", "3 of 3", "1 of 3", "–"]
 
 
 @pytest.mark.parametrize("right, total, words", [
