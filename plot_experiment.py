@@ -45,6 +45,9 @@ def plot_seeds(task, runs):
             low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
             ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
+        if seeds and seeds[0].results["held_out_total"].any():
+            share = np.mean([run.results["held_out_correct"] == run.results["held_out_total"] for run in seeds], axis=0)
+            [artists["runs with all held out"]] = ax.plot(iterations, 100 * share, color="0.2", linewidth=0.8, linestyle="--", label="runs with all held out", zorder=4)
         ax.set_ylim(-3, 105)
         ax.grid(alpha=0.3)
     for ax in axes[1]:
@@ -98,7 +101,7 @@ def draw_shares(ax, cells, what, label, color, marker):
     low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
     x = np.array(list(cells)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
     ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
-                markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
+                markersize=3, linewidth=0.3, elinewidth=0.6, capsize=1.5, label=label)
 
 
 def plot_map(runs):
