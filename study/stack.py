@@ -5,8 +5,11 @@ windows, its run folder and its ckpt_last.pt, and is the single run of its setti
 go on with what the other began.
 """
 
+import contextlib
 import math
 import time
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -114,38 +117,55 @@ def make_stacked_train(states, windows, cfg, device, autocast, captures):
     return train, lambda: hand_back(weights, optimizer, states)
 
 
+class Member(NamedTuple):
+    cfg: SimpleNamespace  # its settings
+    state: TrainingState
+    splits: dict  # load_splits() of its dataset
+    chars: str  # vocabulary
+    tasks: list
+    run: RunFolder
+    made: dict  # what dataset and dtype came to, for run.json and checkpoints
+
+
+def open_member(cfg, device, dtype, loaded):
+    """The Member of a run, begun or resumed; loaded: {dataset: splits} so far, so that members share what is the same."""
+    if cfg.dataset not in loaded:
+        loaded[cfg.dataset] = load_splits(cfg.dataset, cfg.block_size, device)
+    splits = loaded[cfg.dataset]
+    chars, meta = read_meta(cfg.dataset)
+    model, optimizer = build(cfg, len(chars), device)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    state = TrainingState(model, optimizer, scaler, Batches(len(splits["train"]), cfg, device), device)
+    made = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
+    run = RunFolder(cfg)
+    if cfg.init_from == "resume":
+        resume(state, cfg, made)
+    return Member(cfg, state, splits, chars, tasks_spelled_by(chars, meta["held_out"]), run, made)
+
+
 def train_stack(cfgs, device, dtype, autocast, asked, say):
     """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
 
     cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is.
     """
-    cfg = cfgs[0]
-    members, splits_of = [], {}
-    for own in cfgs:
-        if own.dataset not in splits_of:
-            splits_of[own.dataset] = load_splits(own.dataset, own.block_size, device)
-        splits = splits_of[own.dataset]
-        chars, meta = read_meta(own.dataset)
-        model, optimizer = build(own, len(chars), device)
-        scaler = torch.amp.GradScaler(device.type, enabled=False)
-        state = TrainingState(model, optimizer, scaler, Batches(len(splits["train"]), own, device), device)
-        made = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
-        run = RunFolder(own)
-        if own.init_from == "resume":
-            resume(state, own, made)
-        members.append((own, state, splits, chars, tasks_spelled_by(chars, meta["held_out"]), run, made))
-    states = [member[1] for member in members]
+    cfg, loaded = cfgs[0], {}
+    members = [open_member(own, device, dtype, loaded) for own in cfgs]
+    states = [member.state for member in members]
     it = states[0].iter_num
     captures = device.type == "cuda" and cfg.cuda_graph is not False
-    windows = [splits["train"] for _, _, splits, *_ in members]
+    windows = [member.splits["train"] for member in members]
     train, hand_back = make_stacked_train(states, windows, cfg, device, autocast, captures)
     how = f"PyTorch, a stack of {len(cfgs)}" + ", one CUDA graph an update" * captures
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
-    for _, state, _, _, tasks, run, made in members:
-        run.begin(state.model, tasks, device, made | {"step": how, "processes": 1}, seconds, it, state.rows)
+    for member in members:
+        made = member.made | {"step": how, "processes": 1}
+        member.run.begin(member.state.model, member.tasks, device, made, seconds, it, member.state.rows)
 
-    def spend(what, since):
-        seconds[what] += (time.perf_counter() - since) / len(members)
+    @contextlib.contextmanager
+    def timed(what):
+        clock = time.perf_counter()
+        yield
+        seconds[what] += (time.perf_counter() - clock) / len(members)
 
     saved = time.monotonic()
     while True:
@@ -153,31 +173,28 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
         saves = ends or time.monotonic() - saved > cfg.save_interval
         if due or saves:
             hand_back()
-        for own, state, splits, chars, tasks, run, _ in members if due else []:
-            if state.rows and state.rows[-1]["iter"] == it:  # a resumed run may have this one
+        for member in members if due else []:
+            rows = member.state.rows
+            if rows and rows[-1]["iter"] == it:  # a resumed run may have this one
                 continue
-            clock = time.perf_counter()
-            state.rows.append(evaluate(state.model, splits, chars, tasks, it, own, autocast))
-            spend("evaluation", clock)
-            clock = time.perf_counter()
-            run.save_evaluation(state.rows)
-            spend("saving", clock)
+            with timed("evaluation"):
+                rows.append(evaluate(member.state.model, member.splits, member.chars, member.tasks, it, member.cfg, autocast))
+            with timed("saving"):
+                member.run.save_evaluation(rows)
         if saves:
-            clock = time.perf_counter()
-            for _, state, *_, run, _ in members:
-                require_finite(float(sum(p.detach().sum() for p in state.model.parameters())), it)
-                state.iter_num = it
-                run.save_last(state.state_dict())
-            spend("saving", clock)
+            with timed("saving"):
+                for member in members:
+                    require_finite(float(sum(p.detach().sum() for p in member.state.model.parameters())), it)
+                    member.state.iter_num = it
+                    member.run.save_last(member.state.state_dict())
             saved = time.monotonic()
         say(it)
         if ends:
             return
         updates = min(train.most, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
-        clock = time.perf_counter()
-        indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
-        losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
-        it += updates
-        if it % cfg.log_interval == 0:
-            require_finite(float(losses.sum()), it)  # waits for the device, so that the clock tells its time
-        spend("training", clock)
+        with timed("training"):
+            indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
+            losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
+            it += updates
+            if it % cfg.log_interval == 0:
+                require_finite(float(losses.sum()), it)  # waits for the device, so that the clock tells its time
