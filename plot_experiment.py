@@ -33,7 +33,7 @@ def plot_seeds(task, runs):
     figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.3), sharex=True, sharey=True, layout="constrained")
     artists = {}
     for ax, ((size, suffix), seeds) in zip(axes.flat, cells.items()):
-        ax.set_title(f"n{size}{', weight decay 0.1' * bool(suffix)}: {len(seeds)} runs")
+        ax.set_title(f"n{size}{', weight decay 0.1' * bool(suffix)}: {len(seeds)} run{'s' * (len(seeds) != 1)}")
         if not seeds:
             ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
         for group, (label, color, _) in CURVES.items():

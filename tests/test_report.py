@@ -105,7 +105,7 @@ def test_results_md_is_what_the_published_tables_give(call, in_tmp):
 def test_the_seeds_are_drawn_as_median_and_quartiles_over_single_runs():
     figure = plot_experiment.plot_seeds("math", RUNS)
     n14, n28, n56 = figure.axes[:3]
-    assert [ax.get_title() for ax in (n14, n28, n56)] == ["n14: 3 runs", "n28: 1 runs", "n56: 0 runs"]
+    assert [ax.get_title() for ax in (n14, n28, n56)] == ["n14: 3 runs", "n28: 1 run", "n56: 0 runs"]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in n14.get_lines() if not line.get_label().startswith("_")}
     assert drawn == {"addition": [0, 100, 100], "subtraction": [0, 100, 99], "held out": [0, 100, 75],
                      "runs with all held out": pytest.approx([0, 100, 100 / 3])}
