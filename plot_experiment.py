@@ -5,7 +5,6 @@
 Writes seeds_<math|facts|both>.png, accuracy.png, map.png, held_out.png, orders.png and pairs.png, each if there are runs for it.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
-from study.results import all_right, read_runs, right_and_total, seeds_of
+from study.results import all_right, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
 from study.statistics import Z, quartiles, wilson
 
@@ -57,12 +56,6 @@ def plot_seeds(task, runs):
     legend = figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
     legend.set_title(f"lines: median of the runs; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
     return figure
-
-
-def widths_of(runs, task):
-    """{n: runs that differ in their seed} of a task without weight decay."""
-    widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(rf"{task}_mini_(\d+)_seed_\d+", name))})
-    return {n: seeds_of(runs, f"{task}_mini_{n}") for n in widths}
 
 
 def plot_accuracy(runs):
@@ -174,8 +167,7 @@ def answer_to(problem):
 
 def plot_orders(runs):
     """How many held-out problems n14 has right at the end, for each order of the lines and each seed; None without runs."""
-    named = {tuple(map(int, match.groups())): run for name, run in runs.items()
-             if (match := re.fullmatch(r"math_mini_14_line_seed_(\d+)_seed_(\d+)", name))}
+    named = orders_of(runs)
     if not named:
         return None
     orders, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
@@ -196,10 +188,9 @@ def plot_orders(runs):
 
 def plot_pairs(runs):
     """The share of runs that generalize, for each held-out pair, with its 95% interval; None without runs of other pairs."""
-    pairs = sorted({match[1] for name in runs if (match := re.fullmatch(r"math_mini_14_held_out_(\d-\d)_seed_\d+", name))})
-    if not pairs:
+    cells = pairs_of(runs)
+    if not cells:
         return None
-    cells = {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in pairs}
     cells["5,7\n(the paper's)"] = seeds_of(runs, "math_mini_14")
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.6), layout="constrained")
     for x, (pair, seeds) in enumerate(cells.items()):

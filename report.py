@@ -12,7 +12,7 @@ import numpy as np
 
 from data.tasks import HELD_OUT
 from study.files import write_files
-from study.results import SIZES, all_right, best_evaluation, late_evaluations, read_runs, right_and_total, seeds_of
+from study.results import SIZES, all_right, best_evaluation, late_evaluations, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
 from study.tables import TABLES, correct_and_total, markdown
@@ -221,8 +221,9 @@ def beyond(cells):
 
 def capacity(runs):
     """The map as a table."""
-    widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(r"(?:math|facts|both)_mini_(\d+)_seed_\d+", name))})
-    cells = {(task, w): seeds_of(runs, f"{task}_mini_{w}") for task in ("math", "facts", "both") for w in widths}
+    by_task = {task: widths_of(runs, task) for task in ("math", "facts", "both")}
+    widths = sorted({w for cells in by_task.values() for w in cells})
+    cells = {(task, w): by_task[task].get(w, []) for task in by_task for w in widths}
     columns = [("math", "trained"), ("math", "held_out"), ("facts", "facts"), ("both", "trained"), ("both", "held_out"), ("both", "facts")]
     rows = [["n", "arithmetic: trained, mean %", "held out, mean %", "all trained problems", "all held-out ones", "capitals: all", "both: all trained problems", "all held-out ones", "all capitals"]]
     for w in widths:
@@ -241,8 +242,7 @@ def capacity(runs):
 
 
 def orders(runs):
-    named = {tuple(map(int, match.groups())): run for name, run in runs.items()
-             if (match := re.fullmatch(r"math_mini_14_line_seed_(\d+)_seed_(\d+)", name))}
+    named = orders_of(runs)
     if not named:
         return ""
     lines, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
@@ -268,10 +268,9 @@ def orders(runs):
 
 
 def pairs(runs):
-    names = sorted({match[1] for name in runs if (match := re.fullmatch(r"math_mini_14_held_out_(\d-\d)_seed_\d+", name))})
-    if not names:
+    cells = pairs_of(runs)
+    if not cells:
         return ""
-    cells = {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in names}
     paper, others = seeds_of(runs, "math_mini_14"), [run for seeds in cells.values() for run in seeds]
     rows = [["held-out pair", "generalizes", "all 40 at the best evaluation", "all trained problems at the last"]]
     for pair, seeds in [*cells.items(), (f"{HELD_OUT} (the paper's)", paper)]:

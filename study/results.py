@@ -167,6 +167,24 @@ def seeds_of(runs, name):
     return [seeds[seed] for seed in sorted(seeds)]
 
 
+def widths_of(runs, task):
+    """{n: seeds_of() that width} of a task without weight decay (experiments/map.py and seeds.py)."""
+    widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(rf"{task}_mini_(\d+)_seed_\d+", name))})
+    return {n: seeds_of(runs, f"{task}_mini_{n}") for n in widths}
+
+
+def orders_of(runs):
+    """{(line_seed, seed): Run} of experiments/orders.py."""
+    return {tuple(map(int, match.groups())): run for name, run in runs.items()
+            if (match := re.fullmatch(r"math_mini_14_line_seed_(\d+)_seed_(\d+)", name))}
+
+
+def pairs_of(runs):
+    """{held-out pair, like "1,6": its runs} of experiments/pairs.py."""
+    pairs = sorted({match[1] for name in runs if (match := re.fullmatch(r"math_mini_14_held_out_(\d-\d)_seed_\d+", name))})
+    return {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in pairs}
+
+
 def scores_of(results):
     """The columns of runs.csv that follow from a run's evaluations."""
     best = best_evaluation(results)
