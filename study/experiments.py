@@ -13,7 +13,6 @@ import gzip
 import io
 import itertools
 import re
-from pathlib import Path
 
 import torch
 
