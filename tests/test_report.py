@@ -62,21 +62,34 @@ def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluatio
 
 
 def test_each_claim_of_the_paper_is_answered_with_rates():
-    text = report.report(RUNS)
-    assert "Of the runs of n14, all have all 40 held-out samples right at the evaluation with the most right answers: 3 of 3 (100%, 44 to 100), " in text
-    assert "At the last evaluation some do: 1 of 3 (33%, 6 to 79)" in text and "all 200 problems are right in 1 of 3" in text
-    assert "ours with the paper's seed, without, has 40 at its best" in text
-    assert "none of the runs of n28 and n56 have all 40: n28 0 of 1 (0%, 0 to 79), with weight decay 0.1 no seeds yet" in text
-    assert "From n14 to n28 the share changes by -33 points (-79 to +51; Fisher's exact test p = 1). Between: n16 no seeds yet; " in text
-    assert "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points" in text
-    assert "n13 can too. Runs that have all 200 problems right" in text and "n13 1 of 1" in text and "Of n2 none has (from 1 to 3 seeds a width)" in text
-    assert "the 2 runs of n14 that generalize, with weight decay and without, have 0% of the additions right and 6% of the subtractions" in text
-    assert "at most 0.00% and 6.00%; 2 of them have more than the paper's 4.75%" in text
-    assert "Of the 1 other pairs 0 have a larger share" in text
-    assert "the order explains 100% (p = " in text and "2 of 4 (50%, 15 to 85) generalize" in text
+    text = report.report(RUNS | {"math_mini_20_seed_1": MEMORY})
+    for sentence in (
+        "all of the runs of n14 have all 40 held-out samples right: 3 of 3 (100%, 44 to 100); with weight decay 0.1, 1 of 1",
+        "At the last evaluation some have: 1 of 3 (33%, 6 to 79); with weight decay 0.1, 1 of 1",
+        "ours with its seed, without, has 40 at its best",
+        "none of the 1 runs of n28 and n56, with weight decay 0.1 and without, have all 40; at the best one 0 of 1 (0%, 0 to 79)",
+        "From n14 to n28 the share of runs that generalize changes by -33 points (-79 to +51; Fisher's exact test p = 1). "
+        "Between them: n20 0 of 1 (0%, 0 to 79).",
+        "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points",
+        "n13 can too. Runs that have all 200 problems right",
+        "n13 1 of 1 (100%, 21 to 100); n14 3 of 3 (100%, 44 to 100). Of the 1 runs of smaller widths, n2 to n2, none.",
+        "the 2 runs of n14 that generalize, with weight decay 0.1 and without, have 0% of the additions right and 6% of the subtractions",
+        "at most 0.00% and 6.00%. The paper has 0% and 4.75%; 2 of the runs have more of the subtractions.",
+        "2 of 4 (50%, 15 to 85) generalize",
+        "Of the 1 other pairs 0 have a larger share",
+    ):
+        assert sentence in text
+    assert row_of(text, "whether a run generalizes")[1].startswith("100% (p = ")
     assert row_of(text, "1,3")[1].startswith("0 of 1") and row_of(text, "5,7 (the paper's)")[1].startswith("1 of 3")
-    assert row_of(text, "C step, float32")[1].startswith("1 of 3") and row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2")
+    assert row_of(text, "C step, float32")[1:3] == ["1 of 2 (50%, 9 to 91)", "+50 points (-27 to +91; Fisher's exact test p = 1)"]
+    assert row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2")
     assert row_of(text, "14")[1:6] == ["100", "83.3", "3 of 3", "1 of 3", "–"]
+
+
+def test_a_report_of_one_cell_alone_says_what_is_not_run():
+    text = report.report({"math_mini_14_seed_1": PASSING, "math_mini_14_line_seed_1_seed_1": WHOLE})
+    assert text.count("No seeds yet.") == 3 and "The widths below 14 are not run yet" in text and "beyond single digits (section 5.1).** Not run yet." in text
+    assert "ours with its seed is not run yet" in text and "Between them" not in text
 
 
 @pytest.mark.parametrize("right, total, words", [
