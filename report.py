@@ -360,7 +360,7 @@ def pairs(runs):
             larger = sum(np.mean([holds(run) for run in seeds]) > share for seeds in cells.values())
             parts.append(f"{when} {rate_of(paper, holds)} of the runs with the paper's pair have all 40, {rate_of(others, holds)} of those\n"
                          f"with the others, a difference of {compared(paper, others, holds)}, as if the\nruns of a pair were independent. "
-                         f"Of the {len(cells)} other pairs {larger} have a larger share.")
+                         f"Other pairs with a larger share: {larger} of {len(cells)}.")
     return "\n\n".join([*parts, "![Shares of runs that generalize, by held-out pair](results/pairs.png)"])
 
 
