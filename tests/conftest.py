@@ -74,13 +74,18 @@ def with_device(name, arguments):
     return arguments
 
 
+def heed_hangups():
+    """In a script's process: the tests may run under nohup, and the scripts would inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(project, in_tmp):
     """start(script, *arguments) -> Popen in the test's folder, with pipes for its output."""
     processes = []
 
     def start(name, *arguments, **options):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed_hangups} | options
         command = [sys.executable, "-u", str(project / name), *with_device(name, arguments)]
         processes.append(subprocess.Popen(command, cwd=in_tmp, **options))
         return processes[-1]
