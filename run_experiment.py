@@ -154,7 +154,7 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
         if name not in finished and done[name] >= iters[name]:
             finished[name] = finished_run(name, experiment[name], folders[name])
     waiting = [name for name in experiment if name not in finished]
-    print(f"{len(experiment)} runs, {len(finished)} of them complete, {jobs} at a time", flush=True)
+    print(f"{len(finished)} of {len(experiment)} runs complete, {jobs} at a time", flush=True)
     prepare({name: experiment[name] for name in waiting})
 
     def write():

@@ -76,7 +76,7 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
         return run_experiment.run_all(experiment, **{"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 2, "threads": ONE_THREAD} | changed)
 
     assert run(3) == []
-    assert "2 runs, 0 of them complete" in capfd.readouterr().out
+    assert "0 of 2 runs complete" in capfd.readouterr().out
     log = (tmp_path / "runs/one/train.log").read_text()
     assert "data as_math_line_seed_3" in log
     rows, evaluations = tables(tmp_path / "mine")
@@ -84,7 +84,7 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     assert [(row["run"], row["iter"]) for row in evaluations] == [("one", "0"), ("one", "3"), ("two", "0"), ("two", "3")]
     before = {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
     assert run(3) == []  # all complete: nothing starts, and the tables stay as they are
-    assert "2 of them complete" in capfd.readouterr().out and (tmp_path / "runs/one/train.log").read_text() == log
+    assert "2 of 2 runs complete" in capfd.readouterr().out and (tmp_path / "runs/one/train.log").read_text() == log
     assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
 
     # Run on without the tables, one goes on where it stopped; the other fails, which is said and holds up nothing.
@@ -132,9 +132,9 @@ def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, projec
     assert 0 < info["iter_num"] < 4000
     command = ("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
     again = script(*command)
-    assert again.returncode == 0 and "1 runs, 0 of them complete" in again.stdout, again.stderr
+    assert again.returncode == 0 and "0 of 1 runs complete" in again.stdout, again.stderr
     assert "resumed at iteration" in results.with_name("train.log").read_text()
-    assert script(*command).stdout == "1 runs, 1 of them complete, 1 at a time\n"
+    assert script(*command).stdout == "1 of 1 runs complete, 1 at a time\n"
 
 
 def test_the_time_left_takes_a_run_without_a_pace_to_be_like_the_others():
