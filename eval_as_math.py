@@ -25,10 +25,13 @@ dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else f
 
 def answer_table(problems, answers, group):
     """{(a, b): (most frequent answer, whether it is right, whether the problem is held out)} of an operation."""
-    return {
-        tuple(map(int, re.findall(r"\d+", problem.prompt))): (said := given.most_common(1)[0][0] or "?", said == problem.answer, problem.held_out)
-        for problem, given in zip(problems, answers) if problem.group == group
-    }
+    table = {}
+    for problem, given in zip(problems, answers):
+        if problem.group == group:
+            said = given.most_common(1)[0][0]
+            operands = tuple(map(int, re.findall(r"\d+", problem.prompt)))
+            table[operands] = said or "?", said == problem.answer, problem.held_out
+    return table
 
 
 def print_table(table):

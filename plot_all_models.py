@@ -43,4 +43,5 @@ if __name__ == "__main__":
     cfg = configure(globals())
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     for grid, panels in grids.items():
-        save_figure(plot_grid(panels, runs, TITLES[grid] + ", weight decay 0.1, no dropout" * (cfg.suffix == "_wd")), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)
+        title = TITLES[grid] + ", weight decay 0.1, no dropout" * (cfg.suffix == "_wd")
+        save_figure(plot_grid(panels, runs, title), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)

@@ -22,6 +22,11 @@ format = "png"  # or pdf, for print
 SIZES = (14, 28, 56)
 SINGLE = 5  # runs of a cell that are drawn one by one, the first seeds: more hide each other
 PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
+SCORED = {  # what right_and_total() counts -> label, colour and marker
+    "trained": ("trained arithmetic", CURVES["add"][1], "o"),
+    "held_out": ("held-out arithmetic", CURVES["held_out"][1], "s"),
+    "facts": ("capitals", CURVES["facts"][1], "^"),
+}
 
 
 def plot_seeds(task, runs):
@@ -46,7 +51,8 @@ def plot_seeds(task, runs):
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
         if seeds and seeds[0].results["held_out_total"].any():
             share = np.mean([run.results["held_out_correct"] == run.results["held_out_total"] for run in seeds], axis=0)
-            [artists["runs with all held out"]] = ax.plot(iterations, 100 * share, color="0.2", linewidth=0.8, linestyle="--", label="runs with all held out", zorder=4)
+            label = "runs with all held out"
+            [artists[label]] = ax.plot(iterations, 100 * share, color="0.2", linewidth=0.8, linestyle="--", label=label, zorder=4)
         ax.set_ylim(-3, 105)
         ax.grid(alpha=0.3)
     for ax in axes[1]:
@@ -64,15 +70,16 @@ def plot_accuracy(runs):
     if len(cells["math"]) < 2:
         return None
     figure, ax = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
-    drawn = [("math", "trained", "add", "trained arithmetic", "o"), ("math", "held_out", "held_out", "held-out arithmetic", "s"), ("facts", "facts", "facts", "capitals", "^")]
-    for task, what, group, label, marker in drawn:
+    for task, what in (("math", "trained"), ("math", "held_out"), ("facts", "facts")):
         if cells[task]:
+            label, color, marker = SCORED[what]
+            widths = list(cells[task])
             percents = [[100 * np.divide(*right_and_total(run.results, what)) for run in seeds] for seeds in cells[task].values()]
             mean = np.array([np.mean(percent) for percent in percents])
             error = np.array([Z * np.std(percent, ddof=len(percent) > 1) / len(percent) ** 0.5 for percent in percents])
-            color = CURVES[group][1]
-            ax.fill_between(list(cells[task]), np.maximum(mean - error, 0), np.minimum(mean + error, 100), color=color, alpha=0.2, linewidth=0)
-            ax.plot(list(cells[task]), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
+            low, high = np.maximum(mean - error, 0), np.minimum(mean + error, 100)
+            ax.fill_between(widths, low, high, color=color, alpha=0.2, linewidth=0)
+            ax.plot(widths, mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
     ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
     label_widths(ax)
     ax.grid(alpha=0.3)
@@ -87,14 +94,15 @@ def label_widths(ax):
     ax.set_xlim(0.9, 72)
 
 
-def draw_shares(ax, cells, what, label, color, marker):
+def draw_shares(ax, cells, what):
     """The share of runs that have all of `what` right at their last evaluation, with its 95% interval, over the width."""
+    label, color, marker = SCORED[what]
     right = {n: sum(all_right(run.results, what) for run in seeds) for n, seeds in cells.items()}
     share = np.array([right[n] / len(seeds) for n, seeds in cells.items()])
     low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
     x = np.array(list(cells)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
     ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
-                markersize=3, linewidth=0.3, elinewidth=0.6, capsize=1.5, label=label)
+                markersize=3, linewidth=0.3, elinewidth=0.6, capsize=1.5, label=f"all {label}")
 
 
 def plot_map(runs):
@@ -104,18 +112,17 @@ def plot_map(runs):
         return None
     figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
     (apart, together), (loss_apart, loss_together) = axes
-    drawn = [(apart, math, "trained", "add", "all trained arithmetic", "o"), (apart, math, "held_out", "held_out", "all held-out problems", "s"),
-             (apart, facts, "facts", "facts", "all capitals", "^"), (together, both, "trained", "add", "all trained arithmetic", "o"),
-             (together, both, "held_out", "held_out", "all held-out problems", "s"), (together, both, "facts", "facts", "all capitals", "^")]
-    for ax, cells, what, group, label, marker in drawn:
+    for ax, cells, what in ((apart, math, "trained"), (apart, math, "held_out"), (apart, facts, "facts"),
+                            (together, both, "trained"), (together, both, "held_out"), (together, both, "facts")):  # fmt: skip
         if cells:
-            draw_shares(ax, cells, what, label, CURVES[group][1], marker)
-    losses = [(loss_apart, math, "add", "arithmetic", "o"), (loss_apart, facts, "facts", "capitals", "^"), (loss_together, both, "held_out", "both", "D")]
-    for ax, cells, group, label, marker in losses:
+            draw_shares(ax, cells, what)
+    for ax, cells, label, color, marker in ((loss_apart, math, "arithmetic", CURVES["add"][1], "o"),
+                                            (loss_apart, facts, "capitals", CURVES["facts"][1], "^"),
+                                            (loss_together, both, "both", "0.3", "D")):  # fmt: skip
         if cells:
             low, median, high = np.array([quartiles([run.results["val_loss"].min() for run in seeds]) for seeds in cells.values()]).T
-            ax.errorbar(list(cells), median, [median - low, high - median], color="0.3" if label == "both" else CURVES[group][1],
-                        marker=marker, markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
+            ax.errorbar(list(cells), median, [median - low, high - median], color=color, marker=marker,
+                        markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
     for ax, title in ((apart, "trained on arithmetic, or on capitals"), (together, "trained on both")):
         ax.set_title(title)
         ax.set_ylim(-0.03, 1.05)
@@ -135,7 +142,7 @@ def plot_map(runs):
 
 
 def plot_held_out(runs):
-    """What each held-out problem comes to at the last evaluation, for each width: a cell tells the share of runs and the usual error."""
+    """What each held-out problem comes to at the last evaluation, for each width: the share of right runs, and the usual error."""
     cells = widths_of(runs, "math")
     if not cells:
         return None
@@ -181,7 +188,9 @@ def plot_orders(runs):
             ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value > 2.5 else "black")
     ax.set_xticks(range(len(orders)), orders)
     ax.set_yticks(range(len(seeds)), seeds)
-    ax.set(xlabel="order of the lines (line_seed)", ylabel="seed", title="n14 on arithmetic: held-out problems right at the last evaluation, of four" + " (grey: not run yet)" * bool(np.isnan(table).any()))
+    ax.set(xlabel="order of the lines (line_seed)", ylabel="seed",
+           title="n14 on arithmetic: held-out problems right at the last evaluation, of four"
+           + " (grey: not run yet)" * bool(np.isnan(table).any()))
     figure.colorbar(image, ax=ax, ticks=range(5), shrink=0.8)
     return figure
 
@@ -204,7 +213,8 @@ def plot_pairs(runs):
     ax.set_xticks(range(len(cells)), cells)
     ax.set_ylim(0, 1.1)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(xlabel="held-out pair", ylabel="runs that generalize", title="n14 on arithmetic: all four held-out problems right at the last evaluation")
+    ax.set(xlabel="held-out pair", ylabel="runs that generalize",
+           title="n14 on arithmetic: all four held-out problems right at the last evaluation")
     return figure
 
 
@@ -212,9 +222,11 @@ if __name__ == "__main__":
     cfg = configure(globals())
     runs = read_runs(cfg.root_dir)
     figures = {f"seeds_{task}": plot_seeds(task, runs) for task in ("math", "facts", "both")}
-    figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs), "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
+    figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs),
+                "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
     if not any(figures.values()):
         fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
     for name, figure in figures.items():
         if figure:
-            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=300 if name in ("accuracy", "map", "orders", "pairs") else 200)
+            many_lines = name.startswith("seeds") or name == "held_out"
+            save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=200 if many_lines else 300)

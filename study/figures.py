@@ -14,7 +14,8 @@ from study.files import write_files
 
 # Sizes are those of print: figures are one column of a paper wide or two, with text of 8 points.
 COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches
-plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "legend.handlelength": 1.5, "legend.columnspacing": 1.2, "xtick.labelsize": 7, "ytick.labelsize": 7,
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+                     "legend.fontsize": 7, "legend.handlelength": 1.5, "legend.columnspacing": 1.2,
                      "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.5})
 
 # Group -> label, colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
@@ -58,11 +59,13 @@ def draw_accuracies(ax, results):
 
 
 def draw_answers(tables):
-    """A panel for each {operation: {(a, b): (answer, whether it is right, whether it is held out)}}: wrong cells red, held-out ones framed."""
+    """A panel for each {operation: {(a, b): (answer, whether right, whether held out)}}: wrong cells red, held-out ones framed."""
     size = 1 + max(a for table in tables.values() for a, _ in table)
-    figure, axes = plt.subplots(1, len(tables), figsize=(max(COLUMN, 0.33 * size) * len(tables), max(COLUMN, 0.33 * size)), squeeze=False, layout="constrained")
+    side = max(COLUMN, 0.33 * size)
+    figure, axes = plt.subplots(1, len(tables), figsize=(side * len(tables), side), squeeze=False, layout="constrained")
     for ax, (operation, table) in zip(axes.flat, tables.items()):
-        ax.imshow([[not table[a, b][1] for b in range(size)] for a in range(size)], cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
+        wrong = [[not table[a, b][1] for b in range(size)] for a in range(size)]
+        ax.imshow(wrong, cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
         for (a, b), (said, _, held_out) in table.items():
             ax.text(b, a, said, ha="center", va="center", fontsize=7)
             if held_out:

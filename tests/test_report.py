@@ -132,7 +132,7 @@ def test_the_map_shows_shares_with_their_intervals():
     figure = plot_experiment.plot_map(RUNS)
     apart = figure.axes[0]
     curves = {container.get_label(): dict(zip(container.lines[0].get_xdata().round().astype(int).tolist(), container.lines[0].get_ydata())) for container in apart.containers}
-    assert curves["all held-out problems"] == {2: 0, 13: 1, 14: pytest.approx(1 / 3), 28: 0}
+    assert curves["all held-out arithmetic"] == {2: 0, 13: 1, 14: pytest.approx(1 / 3), 28: 0}
     assert apart.get_xscale() == "log" and figure.axes[2].get_xlabel() == "width n"
 
 
