@@ -318,6 +318,9 @@ typedef struct {
     features *x;                                              // its residual after the attention, later the gradient
 } Tree;
 
+// The targets of a context, by their numbers in the tree.
+#define EACH_TARGET(i, n) for (int i = tree->context[n].target; i >= 0; i = tree->target[i].next)
+
 // distinct (n, T + 1): the data's windows, sorted; prefix (n): with how many tokens each begins like the one before;
 // count (n): how often the batch has it.
 static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix, const int *count) {
@@ -545,7 +548,8 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     static row x[C4], y[C4], rstd;               // residual, normalized
     static row z[H], gz[H4], slope[H], dz[H];    // the MLP's hidden layer, gelu(z) and its slope, the gradient by z
     static row x2[C], f[C4], rstd_f;             // residual after the MLP, normalized
-    static row o[V], weight;                     // logits, then the gradient by them; how much each context counts
+    static row o[V], top, sum;                   // logits, then the gradient by them; their largest, sum of exp(logit - top)
+    static row weight;                           // how much each context counts
     static row dx[C4], d[C];                     // gradients by the residual and by y or f
     static features y_t[L], f_t[L];              // y, f and gz with the numbers of each context together
     static hidden gz_t[L];
@@ -560,22 +564,21 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     matmul(C, H, p->mlp_proj[0], gz, x2, x);
     norm_forward(x2, f, &rstd_f);
     matmul(V, C, folded.head[0], f, o, 0);
+    if (want_loss) EACH(l, n) EACH_TARGET(i, n0 + l) loss -= (double)tree->target[i].count * o[tree->target[i].token].x[l];
     EACH(j, J) { // o becomes weight * probability; less the targets' shares, below, it is the gradient by the logits
-        vec top = o[0].v[j], sum = all(0);
-        EACH(v, V) top = PICK(o[v].v[j] > top, o[v].v[j], top);
+        vec largest = o[0].v[j], total = all(0);
+        EACH(v, V) largest = PICK(o[v].v[j] > largest, o[v].v[j], largest);
         EACH(v, V) {
-            o[v].v[j] = exp_(o[v].v[j] - top);
-            sum += o[v].v[j];
+            o[v].v[j] = exp_(o[v].v[j] - largest);
+            total += o[v].v[j];
         }
-        sum = weight.v[j] / sum;
-        EACH(v, V) o[v].v[j] *= sum;
+        top.v[j] = largest, sum.v[j] = total;
+        total = weight.v[j] / total;
+        EACH(v, V) o[v].v[j] *= total;
     }
-    EACH(l, n) for (int i = tree->context[n0 + l].target; i >= 0; i = tree->target[i].next) {
-        int v = tree->target[i].token;
-        real share = tree->target[i].count / (real)tree->positions;
-        if (want_loss) loss -= share * log((double)o[v].x[l] / weight.x[l]);
-        o[v].x[l] -= share;
-    }
+    // Not the logarithm of a probability, which may be too small for a real: the loss is finite where the logits are.
+    if (want_loss) EACH(l, n) loss += tree->context[n0 + l].count * (top.x[l] + log(sum.x[l]));
+    EACH(l, n) EACH_TARGET(i, n0 + l) o[tree->target[i].token].x[l] -= tree->target[i].count / (real)tree->positions;
 
     from_rows(C4, y, y_t[0].x, CV * W);
     from_rows(C4, f, f_t[0].x, CV * W);
@@ -591,7 +594,7 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     matmul(C, H, folded.fc_t[0], dz, d, 0);
     norm_backward(d, y, &rstd, dx);
     from_rows(C4, dx, tree->x[n0].x, CV * W);
-    return loss;
+    return loss / tree->positions;
 }
 
 // ---------------------------------------------------------------------------- one update

@@ -96,6 +96,19 @@ def test_a_wider_mlp_and_a_loss_are_those_of_autograd(project):
 
 
 @needs_a_compiler
+def test_the_loss_is_finite_where_a_target_has_no_probability_that_float32_could_hold(project):
+    theirs, ours = (setting("as_math", 3, torch.float32) for _ in range(2))
+    for _, _, model, _ in (theirs, ours):
+        model.get_parameter("transformer.ln_f.weight").data *= 300  # logits of hundreds
+    indices = draw(theirs[1], 1, 400)
+    _, loss = theirs[2](theirs[1][indices[0, 0], :-1], theirs[1][indices[0, 0], 1:])
+    expected = plain_updates(*theirs, indices, [1e-3])
+    assert loss > 87  # nats: exp(-87) is the smallest that the step has
+    assert fast(*ours)(indices, [1e-3]) == pytest.approx(loss.item(), rel=1e-5)
+    assert distance([p.grad for p in ours[2].parameters()], expected) < 1e-5
+
+
+@needs_a_compiler
 @pytest.mark.parametrize("dataset, width", [("as_math", 14), ("both_math_and_facts", 28)])
 def test_in_float32_it_is_pytorchs_step_but_for_rounding(project, dataset, width):
     theirs, ours = (setting(dataset, width, torch.float32, 0.1) for _ in range(2))
