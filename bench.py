@@ -40,13 +40,12 @@ matrix_size = 2048  # of the square product that the machine's own rate is measu
 
 def seconds_of(device, function):
     """Seconds that a call takes: of this process's CPU time, or on a GPU until it is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    wait()
     start = clock()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return clock() - start
 
 
@@ -95,17 +94,20 @@ def memory_rate(device):
 
 def plain_train(model, optimizer, cfg, autocast, device, iterations):
     """The training loop in its plainest form."""
+    steps = cfg.gradient_accumulation_steps
     for it in range(iterations):
         for group in optimizer.param_groups:
             group["lr"] = get_lr(it, cfg)
-        data = np.memmap(DATA_DIR / cfg.dataset / "train.bin", dtype=np.uint16, mode="r")
-        starts = torch.randint(len(data) - cfg.block_size, (cfg.batch_size,))
-        x = torch.stack([torch.from_numpy(data[i : i + cfg.block_size].astype(np.int64)) for i in starts])
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + cfg.block_size].astype(np.int64)) for i in starts])
-        with autocast:
-            _, loss = model(x.to(device), y.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        for _ in range(steps):
+            data = np.memmap(DATA_DIR / cfg.dataset / "train.bin", dtype=np.uint16, mode="r")
+            starts = torch.randint(len(data) - cfg.block_size, (cfg.batch_size,))
+            x = torch.stack([torch.from_numpy(data[i : i + cfg.block_size].astype(np.int64)) for i in starts])
+            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + cfg.block_size].astype(np.int64)) for i in starts])
+            with autocast:
+                _, loss = model(x.to(device), y.to(device))
+            (loss / steps).backward()
+        if cfg.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

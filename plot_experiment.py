@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
 from study.results import all_right, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
-from study.statistics import Z, quartiles, wilson
+from study.statistics import quartiles, wilson
 
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
 format = "png"  # or pdf, for print
@@ -65,7 +65,7 @@ def plot_seeds(task, runs):
 
 
 def plot_accuracy(runs):
-    """Over the width n, the accuracy at the last evaluation on trained and on held-out problems: mean of the runs, its 95% interval."""
+    """Over the width n, the accuracy at the last evaluation on trained and on held-out problems: the runs and their mean."""
     cells = {task: widths_of(runs, task) for task in ("math", "facts")}
     if len(cells["math"]) < 2:
         return None
@@ -73,13 +73,11 @@ def plot_accuracy(runs):
     for task, what in (("math", "trained"), ("math", "held_out"), ("facts", "facts")):
         if cells[task]:
             label, color, marker = SCORED[what]
-            widths = list(cells[task])
-            percents = [[100 * np.divide(*right_and_total(run.results, what)) for run in seeds] for seeds in cells[task].values()]
-            mean = np.array([np.mean(percent) for percent in percents])
-            error = np.array([Z * np.std(percent, ddof=len(percent) > 1) / len(percent) ** 0.5 for percent in percents])
-            low, high = np.maximum(mean - error, 0), np.minimum(mean + error, 100)
-            ax.fill_between(widths, low, high, color=color, alpha=0.2, linewidth=0)
-            ax.plot(widths, mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
+            percents = {n: [100 * np.divide(*right_and_total(run.results, what)) for run in seeds] for n, seeds in cells[task].items()}
+            for n, of_runs in percents.items():
+                ax.plot([n] * len(of_runs), of_runs, color=color, marker="o", markersize=4, markeredgewidth=0, alpha=0.15, linestyle="none")
+            mean = [np.mean(of_runs) for of_runs in percents.values()]
+            ax.plot(list(percents), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
     ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
     label_widths(ax)
     ax.grid(alpha=0.3)

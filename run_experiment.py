@@ -20,8 +20,6 @@ import types
 from pathlib import Path
 
 import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
-import torch
-
 from data.dataset import read_meta
 from study.device import setup_device
 from study.experiments import config_file, config_of, dataset_of, finished_run, named, train_settings, write_tables
@@ -29,6 +27,7 @@ from study.results import ROOT, params_of, published_runs
 from study.run_folder import read_run_json
 from study.settings import catch_stop, configure, fail
 from study.stack import OWN, train_stack
+from study.state import require_same_settings
 
 runs = []  # the runs, each a {setting: value}: what the experiment's file is there to say
 out_dir = ""  # folder of the tables in root_dir; the file's name unless set
@@ -37,7 +36,8 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
-LARGEST_STACK = 100  # runs, for which the activations of every model of the study fit into a few gigabytes
+LARGEST_STACK = 100  # runs; more gain nothing
+STACK_MEMORY = 8e9  # bytes that the activations of a stack may take
 
 
 def work_of(settings):
@@ -52,6 +52,16 @@ def progress(folder):
     done = info.get("iter_num", 0)
     here = done - (info["earlier_parts"][-1]["iter_num"] if info.get("earlier_parts") else 0)
     return done, sum(info["seconds"].values()) / here if here > 0 else None
+
+
+def saved(folder):
+    """How many iterations of a run its ckpt_last.pt holds."""
+    return read_run_json(folder).get("saved_iter_num", 0)
+
+
+def cores():
+    """How many cores of the machine this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def prepare(experiment):
@@ -71,34 +81,46 @@ def start(settings, folder, device, threads):
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True)
 
 
-def stacks_of(runs, done):
+def largest_stack(config):
+    """How many runs of a config a stack may have."""
+    tokens = config["batch_size"] * config["block_size"]
+    activations = 4 * 20 * tokens * config["n_layer"] * config["n_embd"]  # bytes a run: about 20 float32 a token and channel
+    return min(LARGEST_STACK, int(STACK_MEMORY / activations))
+
+
+def stacks_of(runs, done, device):
     """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for OWN, and equally far."""
-    stacks = {}
+    stacks = {}  # what its runs have in common -> (most names, names)
     for name, settings in runs.items():
         config = config_of(settings)
         chars, meta = read_meta(dataset_of(settings)[0])
         alike = {key: value for key, value in config.items() if key not in OWN}
-        if config["dropout"] == 0 and config["dtype"] != "float16":
-            stacks.setdefault((str(alike), chars, meta["tokens"]["train"], done[name]), []).append(name)
-    parts = [names[i : i + LARGEST_STACK] for names in stacks.values() for i in range(0, len(names), LARGEST_STACK)]
+        if config["dropout"] == 0 and setup_device(device, config["dtype"])[1] != "float16":  # which needs a loss scale
+            in_common = str(alike), chars, meta["tokens"]["train"], done[name]
+            stacks.setdefault(in_common, (largest_stack(config), []))[1].append(name)
+    parts = [names[i : i + most] for most, names in stacks.values() if most > 1 for i in range(0, len(names), most)]
     return [names for names in parts if len(names) > 1]
 
 
 def train_stacks(experiment, folders, waiting, done, device, finish):
-    """Trains the waiting runs that can be stacked, stack by stack, and calls finish(name) for each that is complete."""
+    """Trains the waiting runs that can be stacked, stack by stack, and calls finish(name) for each that is complete.
+
+    A run that cannot go on in its stack is left as it is.
+    """
     asked = catch_stop()
-    for names in stacks_of({name: experiment[name] for name in waiting}, done):
+    for names in stacks_of({name: experiment[name] for name in waiting}, done, device):
         cfgs = []
         for name in names:
             begun = (folders[name] / "run.json").exists()
             own = {"out_dir": str(folders[name]), "device": device, "init_from": "resume" if begun else "scratch"}
             cfgs.append(types.SimpleNamespace(**config_of(experiment[name]) | train_settings(experiment[name]) | own))
         say = stack_progress(names, cfgs[0])
-        train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
+        ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
         if asked:
             sys.exit(128 + asked[0])
-        for name in names:
-            finish(name)
+        for name, cfg in zip(names, cfgs):
+            if cfg in ended:
+                finish(name)
 
 
 def stack_progress(names, cfg):
@@ -149,10 +171,13 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
     folders = {name: root / "runs" / name for name in experiment}
     finished = {name: run for name, run in published_runs(root).items() if name in experiment}
     iters = {name: config_of(settings)["max_iters"] for name, settings in experiment.items()}
-    done = {name: progress(folder)[0] for name, folder in folders.items()}
-    for name in experiment:
-        if name not in finished and done[name] >= iters[name]:
-            finished[name] = finished_run(name, experiment[name], folders[name])
+    done = {name: saved(folder) for name, folder in folders.items()}
+    for name, settings in experiment.items():
+        if name not in finished:
+            cfg = types.SimpleNamespace(**config_of(settings) | train_settings(settings) | {"out_dir": folders[name]})
+            require_same_settings(cfg, read_run_json(folders[name]).get("config", {}))
+            if done[name] >= iters[name]:
+                finished[name] = finished_run(name, settings, folders[name])
     waiting = [name for name in experiment if name not in finished]
     print(f"{len(finished)} of {len(experiment)} runs complete, {jobs} at a time", flush=True)
     prepare({name: experiment[name] for name in waiting})
@@ -224,8 +249,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda signum, _: sys.exit(128 + signum))
-    jobs = cfg.jobs or (torch.get_num_threads() if on_cpu else 1)
-    threads = {"OMP_NUM_THREADS": "1"} if on_cpu and jobs > 1 else {}
+    jobs = cfg.jobs or (cores() if on_cpu else 1)
+    threads = {"OMP_NUM_THREADS": "1"} if on_cpu else {}  # with any number of jobs: PyTorch's step rounds by its threads
     root = Path(cfg.root_dir).resolve()
     os.chdir(ROOT)  # where the scripts and configs are
     root = Path(os.path.relpath(root))

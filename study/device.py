@@ -31,7 +31,7 @@ def setup_device(device="auto", dtype="auto"):
             torch.cuda.set_device(device)  # first of all: what comes before it would be put on GPU 0
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, AttributeError):  # the last: a build without CUDA
-        fail(f"device '{device}' is not available here; --device=auto finds one that is")
+        fail(f"device '{device}' is not available here; --device=auto finds one that is", of_all=False)
     if device.type not in ("cuda", "mps", "cpu"):
         fail(f"device '{device}' cannot train or sample; use cuda, mps, cpu or auto")
 

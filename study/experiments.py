@@ -70,10 +70,10 @@ def grid(**axes):
 
 def run_name(settings):
     """What a run is called: math_mini_14 with n_embd 20 and seed 3 is math_mini_20_seed_3."""
-    name = settings["config"]
-    if "n_embd" in settings:
-        name = re.sub(r"(?<=_mini_)\d+", str(settings["n_embd"]), name)
-    return name + _suffix({key: value for key, value in sorted(settings.items()) if key not in ("config", "n_embd")})
+    name, own = settings["config"], {key: value for key, value in sorted(settings.items()) if key != "config"}
+    if "n_embd" in own and re.search(r"_mini_\d+", name):
+        name = re.sub(r"(?<=_mini_)\d+", str(own.pop("n_embd")), name)
+    return name + _suffix(own)
 
 
 def _suffix(settings):
@@ -112,7 +112,12 @@ def named(runs):
         if config["n_embd"] % config["n_head"] or config["max_iters"] < 1:
             fail(f"{run_name(settings)}: n_embd={config['n_embd']} must be divisible by n_head={config['n_head']}, and "
                  f"max_iters={config['max_iters']} at least 1")
-    return {run_name(settings): settings for settings in runs}
+    experiment = {}
+    for settings in runs:
+        same = experiment.setdefault(run_name(settings), settings)
+        if (config_of(same), dataset_of(same)) != (config_of(settings), dataset_of(settings)):
+            fail(f"{same} and {settings} in `runs` would both be called {run_name(settings)}")
+    return experiment
 
 
 def config_file(settings):
@@ -173,18 +178,17 @@ def beyond_single_digits(folder):
 
 def write_tables(folder, runs):
     """Writes runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
-    of_runs = [list(RUN_COLUMNS), *([run.info[column] for column in RUN_COLUMNS] for run in runs.values())]
-    of_evaluations = [[*SETTING_COLUMNS, *next(iter(runs.values())).rows[0]]] if runs else []
-    for run in runs.values():
-        settings = [run.info[column] for column in SETTING_COLUMNS]
-        of_evaluations += [settings + list(row.values()) for row in run.rows]
-    write_files({
-        folder / "runs.csv": _csv(of_runs),
-        folder / "evaluations.csv.gz": gzip.compress(_csv(of_evaluations), mtime=0),  # the same bytes at any time
+    of_evaluations = [{column: run.info[column] for column in SETTING_COLUMNS} | row for run in runs.values() for row in run.rows]
+    scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])  # a task may have come later: 0 before
+    write_files({  # in this order: a row a run stands for evaluations that are there
+        folder / "evaluations.csv.gz": gzip.compress(_csv([*SETTING_COLUMNS, *scored], of_evaluations), mtime=0),  # no time of day
+        folder / "runs.csv": _csv(list(RUN_COLUMNS), [run.info for run in runs.values()]),
     })
 
 
-def _csv(rows):
+def _csv(columns, rows):
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.DictWriter(text, columns, restval="0", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue().encode()

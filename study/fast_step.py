@@ -43,13 +43,13 @@ def find_compiler():
 
 def cache_folder():
     """The user's folder for compiled steps; a new private one where others could write into that."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "too-big-to-think"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "too-big-to-think"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the last: a user without a home
         pass
     return Path(tempfile.mkdtemp(prefix="too-big-to-think-"))
 

@@ -112,7 +112,10 @@ def read_tables(folder):
             reader = csv.DictReader(file)
             own = reader.fieldnames[(reader.fieldnames or []).index("iter"):]  # before them: the run's settings
             for row in reader:
-                rows[row["run"]].append({column: row[column] for column in own})
+                if row["run"] in rows:
+                    rows[row["run"]].append({column: row[column] for column in own})
+        if not all(rows.values()):
+            raise ValueError("a run without evaluations")
         return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         fail(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged ({type(error).__name__}: {error}): "

@@ -73,18 +73,21 @@ class RunFolder:
             **machine(device), **{key: made[key] for key in ("dtype", "step", "processes", "held_out")},
             "num_params": model.num_params(),
             "iter_num": it,  # iterations done
+            "saved_iter_num": it,  # of these, what ckpt_last.pt holds: a run is complete when that is all
             "seconds": seconds,
             "config": vars(self.cfg),
             "earlier_parts": before.pop("earlier_parts", []) + ([before] if before else []),
         }
-        self._write_info(it)
+        self._write(it)
         if rows:
             write_results(self.folder / "results.csv", rows)
         return before.get("step", "")
 
-    def _write_info(self, it):
+    def _write(self, it, files=None):
+        """Writes run.json, with the files {name: bytes} that it tells of."""
         self.info["iter_num"] = it
-        write_files({self.folder / "run.json": (json.dumps(self.info, indent=1) + "\n").encode()})
+        files = (files or {}) | {"run.json": (json.dumps(self.info, indent=1) + "\n").encode()}
+        write_files({self.folder / name: content for name, content in files.items()})
 
     def checkpoint(self):
         """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
@@ -103,13 +106,13 @@ class RunFolder:
             best = to_bytes(self.checkpoint() | scores | {
                 "iter_num": row["iter"], "best_val_loss": min(row["val_loss"] for row in rows)})
             write_files({self.folder / name: best for name in names})
-        self._write_info(row["iter"])
+        self._write(row["iter"])
         return [BEST[name][0] for name in names]
 
     def save_last(self, state):
         """Writes ckpt_last.pt from TrainingState.state_dict()."""
-        write_files({self.folder / "ckpt_last.pt": to_bytes(self.checkpoint() | state)})
-        self._write_info(state["iter_num"])
+        self.info["saved_iter_num"] = state["iter_num"]
+        self._write(state["iter_num"], {"ckpt_last.pt": to_bytes(self.checkpoint() | state)})
 
 
 def best_checkpoints(rows, tasks):

@@ -46,9 +46,12 @@ CHOICES = {
 }
 
 
-def fail(message, status=2):
-    """Ends the program with one line on standard error; under torchrun, process 0 speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(message, status=2, of_all=True):
+    """Ends the program with one line on standard error.
+
+    of_all: under torchrun, every process meets this error, and process 0 speaks for them.
+    """
+    if os.environ.get("RANK", "0") == "0" or not of_all:
         print("error: " + " ".join(str(message).split("\n")), file=sys.stderr)
     sys.exit(status)
 

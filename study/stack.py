@@ -7,7 +7,9 @@ go on with what the other began.
 
 import contextlib
 import math
+import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from data.dataset import read_meta
 from data.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
 from study.run_folder import RunFolder
-from study.scoring import evaluate, require_finite
+from study.scoring import evaluate
 from study.state import TrainingState, resume
 from study.update import build, cuda_graph, get_lr, make_captured_train, make_eager_train
 
@@ -89,20 +91,26 @@ def stack_up(states, cfg):
 
 @torch.no_grad()
 def hand_back(weights, optimizer, states):
-    """Copies the stack's weights and moments into the members' own models and optimizers."""
+    """Copies the stack's weights and moments into the members' own models and optimizers.
+
+    Returns whether their weights are finite (members,).
+    """
     for k, state in enumerate(states):
         for name, parameter in state.model.named_parameters():
             parameter.copy_(weights[name][k])
             moments = optimizer.state.get(weights[name])
             if moments:
                 state.optimizer.state[parameter] = {
-                    "step": moments["step"].clone(), "exp_avg": moments["exp_avg"][k].clone(), "exp_avg_sq": moments["exp_avg_sq"][k].clone()}
+                    "step": moments["step"].clone(),
+                    **{key: moments[key][k].clone() for key in ("exp_avg", "exp_avg_sq")},
+                }
+    return torch.stack([weight.flatten(1).sum(dim=1) for weight in weights.values()]).sum(dim=0).isfinite()
 
 
 def make_stacked_train(states, windows, cfg, device, autocast, captures):
     """(train, hand_back): train(indices, lrs) as in study/update.py, with indices (updates, members, ...) and losses (members,).
 
-    windows: each member's. hand_back() puts what was trained into the members' models and optimizers.
+    windows: each member's. hand_back(): the function of that name, for this stack.
     """
     weights, optimizer = stack_up(states, cfg)
     update = make_stacked_update(states[0].model, weights, optimizer, torch.stack(windows), cfg, autocast)
@@ -146,16 +154,19 @@ def open_member(cfg, device, dtype, loaded):
 def train_stack(cfgs, device, dtype, autocast, asked, say):
     """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
 
-    cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is.
+    cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is. Returns the
+    settings of the runs that came to the end: one whose weights are no longer finite is left as it was saved
+    last, and so is one that a kill has left at another iteration than most.
     """
     cfg, loaded = cfgs[0], {}
     members = [open_member(own, device, dtype, loaded) for own in cfgs]
+    [(it, _)] = Counter(member.state.iter_num for member in members).most_common(1)
+    members = [member for member in members if member.state.iter_num == it]
     states = [member.state for member in members]
-    it = states[0].iter_num
     captures = device.type == "cuda" and cfg.cuda_graph is not False
     windows = [member.splits["train"] for member in members]
     train, hand_back = make_stacked_train(states, windows, cfg, device, autocast, captures)
-    how = f"PyTorch, a stack of {len(cfgs)}" + ", one CUDA graph an update" * captures
+    how = f"PyTorch, a stack of {len(members)}" + ", one CUDA graph an update" * captures
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
     for member in members:
         made = member.made | {"step": how, "processes": 1}
@@ -165,14 +176,19 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
     def timed(what):
         clock = time.perf_counter()
         yield
-        seconds[what] += (time.perf_counter() - clock) / len(members)
+        seconds[what] += (time.perf_counter() - clock) / len(states)
 
     saved = time.monotonic()
     while True:
         due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(asked)
         saves = ends or time.monotonic() - saved > cfg.save_interval
         if due or saves:
-            hand_back()
+            lost = [state for state, finite in zip(states, hand_back().tolist()) if not finite]
+            for member in members:
+                if member.state in lost:
+                    print(f"note: the weights of {member.cfg.out_dir} at iteration {it} are not finite; it is left "
+                          "as it was saved last", file=sys.stderr)
+            members = [member for member in members if member.state not in lost]
         for member in members if due else []:
             rows = member.state.rows
             if rows and rows[-1]["iter"] == it:  # a resumed run may have this one
@@ -184,17 +200,16 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
         if saves:
             with timed("saving"):
                 for member in members:
-                    require_finite(float(sum(p.detach().sum() for p in member.state.model.parameters())), it)
                     member.state.iter_num = it
                     member.run.save_last(member.state.state_dict())
             saved = time.monotonic()
         say(it)
-        if ends:
-            return
+        if ends or not members:
+            return [member.cfg for member in members if it >= cfg.max_iters]
         updates = min(train.most, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
         with timed("training"):
             indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
             losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
             it += updates
             if it % cfg.log_interval == 0:
-                require_finite(float(losses.sum()), it)  # waits for the device, so that the clock tells its time
+                losses.cpu()  # waits for the device, so that the clock tells its time

@@ -84,10 +84,8 @@ def resume(state, cfg, made):
     path = f"{cfg.out_dir}/ckpt_last.pt"
     if not os.path.exists(path):
         info = read_run_json(cfg.out_dir)
-        started_with = info.get("config", {})
-        require_same_settings(cfg, started_with)
-        complete = started_with and info["iter_num"] >= started_with.get("max_iters", 0)
-        if complete or (info and sum(info["seconds"].values()) > started_with.get("save_interval", 0)):  # it had one
+        require_same_settings(cfg, info.get("config", {}))
+        if info.get("saved_iter_num"):  # it had one
             fail(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
                  "--overwrite=True starts it anew")
         return

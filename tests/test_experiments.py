@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import re
 import shutil
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, refused
 
 import run_experiment
-from study.experiments import RUN_COLUMNS, config_of, grid, named
-from study.results import read_runs, read_tables, scores_of
+from study.experiments import RUN_COLUMNS, config_of, grid, named, write_tables
+from study.results import NEEDED, Run, read_runs, read_tables, scores_of
 from study.settings import run_config_file
 
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
@@ -46,6 +48,7 @@ def test_experiments_share_the_names_of_equal_runs():
             for suffix in ("", "_wd"):
                 small, large = ({"config": f"{task}_mini_{n}{suffix}"} for n in (14, width))
                 assert config_of(small | {"n_embd": width}) == config_of(large)
+    assert list(named(grid(config="math_mini_mlt", n_embd=[192, 384]))) == ["math_mini_mlt_n_embd_192", "math_mini_mlt_n_embd_384"]
     named_runs = [run for path in EXPERIMENTS for run in runs_of(path).items()]
     configs = {name: config_of(settings) for name, settings in named_runs}
     assert all(config_of(settings) == configs[name] for name, settings in named_runs)
@@ -96,6 +99,46 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     info = json.loads((tmp_path / "runs/one/run.json").read_text())
     assert info["iter_num"] == 5 and [part["iter_num"] for part in info["earlier_parts"]] == [3]
     assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
+
+
+def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_settings_not_this_one(project, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(project)
+
+    def run(**settings):
+        experiment = {"one": {"config": "math_mini_14", "max_iters": 3} | settings}
+        return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, ONE_THREAD)
+
+    assert run() == []
+    folder = tmp_path / "runs/one"
+    before = (folder / "ckpt_last.pt").read_bytes()
+    info = json.loads((folder / "run.json").read_text())
+    (tmp_path / "mine/runs.csv").unlink()
+    with pytest.raises(SystemExit):
+        run(learning_rate=0.02)
+    assert "was started with learning_rate=0.01, not 0.02" in capfd.readouterr().err
+    (folder / "ckpt_last.pt").unlink()  # as if it had been killed before its only save
+    (folder / "run.json").write_text(json.dumps(info | {"saved_iter_num": 0}))
+    assert run() == [] and "0 of 1 runs complete" in capfd.readouterr().out
+    assert torch_equal(folder / "ckpt_last.pt", before)
+
+
+def torch_equal(path, before):
+    """Whether two checkpoints, a file and the bytes of one, have the same weights at the same iteration."""
+    a, b = (torch.load(source, weights_only=True) for source in (path, io.BytesIO(before)))
+    return a["iter_num"] == b["iter_num"] and all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
+
+
+def test_runs_of_before_and_after_a_task_was_added_share_a_table(tmp_path):
+    def run(name, **row):
+        return Run(dict.fromkeys(RUN_COLUMNS, "0") | {"run": name}, [row], {})
+
+    old = dict.fromkeys(NEEDED, "1")
+    write_tables(tmp_path, {"old": run("old", **old), "new": run("new", **old, mul_correct="7", mul_total="10")})
+    _, evaluations = tables(tmp_path)
+    assert [(row["run"], row["mul_correct"], row["mul_total"], row["val_loss"]) for row in evaluations] == [("old", "0", "0", "1"), ("new", "7", "10", "1")]
+    (tmp_path / "evaluations.csv.gz").write_bytes(gzip.compress(b"run,iter\nold,0\n"))
+    with pytest.raises(SystemExit):
+        read_tables(tmp_path)
 
 
 def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):

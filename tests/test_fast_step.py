@@ -245,6 +245,17 @@ def test_nothing_is_loaded_from_or_kept_in_a_folder_that_others_can_write(in_tmp
     assert library.read_bytes() == b"not what was compiled" and len(list(folder.iterdir())) == 1
 
 
+def test_a_user_without_a_home_gets_a_folder_of_this_run(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(fast_step.Path, "home", no_home)
+    folder = fast_step.cache_folder()
+    assert folder.is_dir() and folder.name.startswith("too-big-to-think-")
+    folder.rmdir()
+
+
 @needs_a_compiler
 def test_a_damaged_library_is_compiled_again(in_tmp, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp))

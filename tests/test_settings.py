@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT
 
 import train_with_eval
-from study.settings import configure
+from study.device import setup_device
+from study.settings import configure, fail
 
 
 @pytest.fixture
@@ -98,3 +99,12 @@ def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
         assert "--max_iters=30000" in result.stdout
     if name in ("data/as_math/prepare.py", "data/both_math_and_facts/prepare.py"):
         assert keys == {"line_seed", "held_out", "folder"}
+
+
+def test_process_0_speaks_for_all_and_each_for_an_error_of_its_own(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        fail("of all")
+    with pytest.raises(SystemExit):
+        setup_device("cuda:99")
+    assert capsys.readouterr().err == "error: device 'cuda:99' is not available here; --device=auto finds one that is\n"

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,12 +66,14 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def make_stack(root, seeds, resume=False, asked=(), **settings):
+def make_stack(root, seeds, resume=False, asked=(), ends=None, **settings):
     runs = named(grid(config="math_mini_14", seed=seeds))
     cfgs = [types.SimpleNamespace(**config_of(run) | SHORT | {"out_dir": str(root / name), "init_from": "resume" if resume else "scratch"} | settings)
             for name, run in runs.items()]
     said = []
-    stack.train_stack(cfgs, CPU, "float32", contextlib.nullcontext(), asked, said.append)
+    ended = stack.train_stack(cfgs, CPU, "float32", contextlib.nullcontext(), asked, said.append)
+    if ends is not None:
+        assert [Path(cfg.out_dir).name for cfg in ended] == ends
     return said
 
 
@@ -107,13 +110,42 @@ def test_a_stack_that_is_stopped_goes_on_as_if_it_had_not_been(project, in_tmp, 
     assert [row["iter"] for row in rows(in_tmp / "cut/math_mini_14_seed_2")] == ["0", "20", "40", "60"]
 
 
+def test_a_member_that_diverges_or_is_at_another_iteration_is_left_and_the_others_end(project, in_tmp, capfd):
+    make_stack(in_tmp, [1, 2, 3, 4], max_iters=20)
+    make_stack(in_tmp, [4], resume=True, max_iters=40)
+    path = in_tmp / "math_mini_14_seed_2/ckpt_last.pt"
+    last = torch.load(path, weights_only=True)
+    last["model"]["transformer.wte.weight"][0, 0] = torch.nan
+    torch.save(last, path)
+    before = path.read_bytes()
+    make_stack(in_tmp, [1, 2, 3, 4], resume=True, ends=["math_mini_14_seed_1", "math_mini_14_seed_3"])
+    assert "the weights of" in (err := capfd.readouterr().err) and "math_mini_14_seed_2 at iteration 20 are not finite" in err
+    assert path.read_bytes() == before
+    assert [row["iter"] for row in rows(in_tmp / "math_mini_14_seed_3")] == ["0", "20", "40"]
+    make_stack(in_tmp / "whole", [1, 3])
+    for name in ("math_mini_14_seed_1", "math_mini_14_seed_3"):  # not touched by what the others are
+        ours, theirs = ([float(row["val_loss"]) for row in rows(root / name)] for root in (in_tmp, in_tmp / "whole"))
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_stack_is_as_large_as_memory_allows():
+    of = {config: run_experiment.largest_stack(config_of({"config": config})) for config in ("math_mini_14_wd", "both_mini_56_wd", "math_mini_mlt_wd")}
+    assert of["math_mini_14_wd"] == 100 and 1 < of["both_mini_56_wd"] <= 100 and of["math_mini_mlt_wd"] < 10
+
+
+def test_runs_that_scale_their_loss_train_alone(project, monkeypatch):
+    monkeypatch.setattr(run_experiment, "setup_device", lambda device, dtype: (device, "float16", None))  # what auto is on an old GPU
+    runs = named(grid(config="math_mini_14", seed=[1, 2]))
+    assert run_experiment.stacks_of(runs, dict.fromkeys(runs, 0), "cuda") == []
+
+
 def test_what_can_train_together_does(project, monkeypatch):
     monkeypatch.setattr(run_experiment, "LARGEST_STACK", 4)
     runs = named(
         grid(config=["math_mini_14", "math_mini_28"], seed=range(1, 4)) + grid(config="math_mini_14_wd", seed=1)
         + grid(config="math_mini_mlt", seed=[1, 2]) + grid(config="facts_mini_14", seed=range(1, 7)))
     done = dict.fromkeys(runs, 0) | {"math_mini_28_seed_3": 250}
-    assert run_experiment.stacks_of(runs, done) == [
+    assert run_experiment.stacks_of(runs, done, "cpu") == [
         [f"math_mini_14_seed_{seed}" for seed in (1, 2, 3)],
         ["math_mini_28_seed_1", "math_mini_28_seed_2"],  # the third is further, the decay of _wd another
         [f"facts_mini_14_seed_{seed}" for seed in (1, 2, 3, 4)], ["facts_mini_14_seed_5", "facts_mini_14_seed_6"],

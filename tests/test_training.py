@@ -293,6 +293,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(script, call, in_tmp):
     assert call("train_with_eval.py", *longer, "--out_dir=run", "--init_from=resume").returncode == 0
     assert call("train_with_eval.py", *longer, "--out_dir=whole").returncode == 0
     assert same_run("whole", "run")
+    # So does one that never had room for a ckpt_last.pt, though its last evaluation is there.
+    refused(script("train_with_eval.py", *longer, "--out_dir=first", preexec_fn=small_disk), "ckpt_last.pt", "cannot write")
+    info = json.loads(Path("first/run.json").read_text())
+    assert (info["iter_num"], info["saved_iter_num"]) == (60, 0)
+    assert call("train_with_eval.py", *longer, "--out_dir=first", "--init_from=resume").returncode == 0
+    assert same_run("whole", "first")
 
 
 def torchrun(project, *arguments):
