@@ -187,7 +187,7 @@ def memorize(cells):
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
         f"{words_of(small, all_capitals_at_best).capitalize()} of the {len(small)} runs of n14 have all 50 capitals at their best evaluation,",
-        f"and {words_of(large, all_capitals_at_best)} of the {len(large)} runs of n28 and n56.",
+        f"and {rate_of(large, all_capitals_at_best)} of n28 and n56.",
         f"The most that a run of n14 ever had is {100 * most:.0f}% of them.",
     ]
 
