@@ -17,7 +17,7 @@ from study.results import (
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
-from study.tables import TABLES, correct_and_total, markdown
+from study.tables import TABLES, markdown
 
 root_dir = "results"  # folder of the experiments' tables
 path = "RESULTS.md"  # where to write
@@ -110,7 +110,7 @@ def spread(values, unit=""):
 
 def at_its_best(run, column):
     """A score at the best evaluation of a run: held-out samples that are right, other samples in percent."""
-    correct, total = correct_and_total(run.results, column, best_evaluation(run.results))
+    correct, total = right_and_total(run.results, column, best_evaluation(run.results))
     return correct if column == "held_out" else 100 * correct / total
 
 

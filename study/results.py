@@ -148,11 +148,12 @@ def late_evaluations(results):
 
 
 def right_and_total(results, what, at=-1):
-    """Samples of "held_out", of "facts" or of "trained" (the other sums and differences) at an evaluation: right, all."""
-    if what == "trained":
-        return tuple(sum(sign * results[f"{group}_{kind}"][at] for group, sign in (("add", 1), ("sub", 1), ("held_out", -1)))
-                     for kind in ("correct", "total"))
-    return results[f"{what}_correct"][at], results[f"{what}_total"][at]
+    """Right samples and all samples at an evaluation.
+
+    what: a group, "combined" for all of them, "held_out", or "trained" for the other sums and differences.
+    """
+    counted = {"combined": dict.fromkeys(GROUPS, 1), "trained": {"add": 1, "sub": 1, "held_out": -1}}.get(what, {what: 1})
+    return tuple(sum(sign * results[f"{group}_{kind}"][at] for group, sign in counted.items()) for kind in ("correct", "total"))
 
 
 def all_right(results, what, at=-1):

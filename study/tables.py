@@ -1,7 +1,7 @@
 """The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
 
 from data.tasks import HELD_OUT
-from study.results import LATE, best_evaluation, config_params, late_evaluations
+from study.results import LATE, best_evaluation, config_params, late_evaluations, right_and_total
 
 HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
@@ -27,15 +27,9 @@ TABLES = {
 }  # fmt: skip
 
 
-def correct_and_total(results, column, at):
-    """Right samples and all samples of a group, of "held_out" or of all tasks ("combined") at an evaluation."""
-    groups = ("add", "sub", "facts") if column == "combined" else (column,)
-    return tuple(sum(results[f"{group}_{kind}"][at] for group in groups) for kind in ("correct", "total"))
-
-
 def score(results, column, at):
     """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
-    correct, total = correct_and_total(results, column, at)
+    correct, total = right_and_total(results, column, at)
     if not total:
         return "not asked"
     return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
