@@ -99,8 +99,8 @@ def draw_shares(ax, cells, what):
     share = np.array([right[n] / len(seeds) for n, seeds in cells.items()])
     low, high = np.array([wilson(right[n], len(seeds)) for n, seeds in cells.items()]).T
     x = np.array(list(cells)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
-    ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, marker=marker,
-                markersize=3, linewidth=0.3, elinewidth=0.6, capsize=1.5, label=f"all {label}")
+    ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color, ecolor=(color, 0.35),
+                marker=marker, markersize=3, linewidth=0.8, elinewidth=1, label=f"all {label}")
 
 
 def plot_map(runs):
