@@ -160,7 +160,7 @@ def plot_held_out(runs):
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])
-    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer")
+    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer (?: no number)")
     return figure
 
 

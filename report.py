@@ -126,7 +126,7 @@ def cells_of(runs):
 def summary(runs):
     """The claims of the paper in one table."""
     cells = cells_of(runs)
-    rows = [["trained on", "model", "the paper", "ours, best evaluation", "ours, last evaluation", f"best, {WD}", f"last, {WD}"]]
+    rows = [["trained on", "model", "the paper, at best", "ours without weight decay, at best", "at last", f"ours {WD}, at best", "at last"]]
     for task, trained_on, holds, paper in (
         ("math", "arithmetic", (at_best, generalizes), ("yes", "no", "no")),
         ("facts", "capitals", (all_capitals_at_best, all_capitals), ("no", "yes", "yes")),
@@ -144,26 +144,26 @@ def claims(runs):
     if not cells["math", "n14", ""]:
         return ""
     paragraphs = [
-        ("A model of 1.5k parameters extrapolates to the held-out sums and differences", extrapolates(runs, cells)),
-        ("Larger models do not", larger(runs, cells)),
-        ("Small models cannot memorize the capitals, larger ones do", memorize(cells)),
-        ("Trained on both, none extrapolates", together(cells)),
-        ("The effect is not one of regularization", regularization(cells)),
+        ("a model of 1.5k parameters extrapolates to the held-out sums and differences", extrapolates(runs, cells)),
+        ("larger models do not", larger(runs, cells)),
+        ("small models cannot memorize the capitals, larger ones do", memorize(cells)),
+        ("trained on both, none extrapolates", together(cells)),
+        ("the effect is not one of regularization", regularization(cells)),
         ("n14 is the smallest model that learns arithmetic", smallest(runs)),
-        ("The rules do not reach beyond single digits (section 5.1)", beyond(cells)),
+        ("the rules do not reach beyond single digits (section 5.1)", beyond(cells)),
     ]
-    return "\n\n".join(["## The claims of the paper, one by one", *(f"**{claim}.** {' '.join(says)}" for claim, says in paragraphs)])
+    return "\n\n".join(["## The claims of the paper, one by one", *(f"**The paper: {claim}.** Here: {' '.join(says)}" for claim, says in paragraphs)])
 
 
 def extrapolates(runs, cells):
-    n14, decayed, one = cells["math", "n14", ""], cells["math", "n14", "_wd"], runs.get("math_mini_14")
+    n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
+    ours = [f"{at_its_best(runs[name], 'held_out'):.0f}" if name in runs else "not run yet" for name in ("math_mini_14", "math_mini_14_wd")]
     return [
-        f"As the paper counts, at the evaluation with the most right answers, {words_of(n14, at_best)} of the runs of n14 have all 40",
+        f"as the paper counts, at the evaluation with the most right answers, {words_of(n14, at_best)} of the runs of n14 have all 40",
         f"held-out samples right: {rate_of(n14, at_best)}; {WD}, {rate_of(decayed, at_best)}.",
         "That is the best of 121 looks, and the held-out problems take part in the choice.",
         f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {rate_of(decayed, generalizes)}.",
-        "The paper's run has 40 of 40 with weight decay and without;",
-        f"ours with its seed, without, has {at_its_best(one, 'held_out'):.0f} at its best." if one else "ours with its seed is not run yet.",
+        f"At their best the paper's two runs have 40 of 40, ours with its seed {ours[0]}, and {ours[1]} {WD}.",
     ]
 
 
@@ -172,10 +172,10 @@ def larger(runs, cells):
     every = [run for panel in ("n28", "n56") for suffix in ("", "_wd") for run in cells["math", panel, suffix]]
     between = {n: seeds for n, seeds in widths_of(runs, "math").items() if 14 < n < 28}
     change = [f"From n14 to n28 the share of runs that generalize changes by {compared(n28, n14, generalizes)}."] if n28 else []
-    fades = [f"Between them: {rates_of(between.values(), (f'n{n}' for n in between), generalizes)}."] if between else []
+    fades = [f"n{n} {rate_of(seeds, generalizes)}, and {number(mean_percent(seeds, 'held_out'))}% of the held-out samples" for n, seeds in between.items()]
     return [
-        f"At the last evaluation {words_of(every, generalizes)} of the {len(every)} runs of n28 and n56, {WD} and without, have all 40;",
-        f"at the best one {rate_of(every, at_best)}.", *change, *fades,
+        f"at the last evaluation {words_of(every, generalizes)} of the {len(every)} runs of n28 and n56, {WD} and without, have all 40;",
+        f"at the best one {rate_of(every, at_best)}.", *change, f"Between them: {'; '.join(fades)}." if fades else "",
     ]
 
 
@@ -183,11 +183,11 @@ def memorize(cells):
     small = [run for suffix in ("", "_wd") for run in cells["facts", "n14", suffix]]
     large = [run for panel in ("n28", "n56") for suffix in ("", "_wd") for run in cells["facts", panel, suffix]]
     if not small:
-        return ["No seeds yet."]
+        return ["no seeds yet."]
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
-        f"{words_of(small, all_capitals_at_best).capitalize()} of the {len(small)} runs of n14 have all 50 capitals at their best evaluation,",
-        f"and {rate_of(large, all_capitals_at_best)} of n28 and n56.",
+        f"{words_of(small, all_capitals_at_best)} of the {len(small)} runs of n14 have all 50 capitals at their best evaluation,",
+        f"and {rate_of(large, all_capitals_at_best)} of n28 and n56; at the last one {rate_of(large, all_capitals)}.",
         f"The most that a run of n14 ever had is {100 * most:.0f}% of them.",
     ]
 
@@ -196,19 +196,21 @@ def together(cells):
     every = {panel: [run for suffix in ("", "_wd") for run in cells["both", panel, suffix]] for panel in SMALL}
     pooled = [run for seeds in every.values() for run in seeds]
     if not pooled:
-        return ["No seeds yet."]
+        return ["no seeds yet."]
     return [
-        f"At the last evaluation {words_of(pooled, generalizes)} of the {len(pooled)} runs, {WD} and without, have all 40.",
+        f"at the last evaluation {words_of(pooled, generalizes)} of the {len(pooled)} runs, {WD} and without, have all 40.",
         f"At the best one: {rates_of(every.values(), SMALL, at_best)}.",
+        f"(n14 has {number(mean_percent(every['n14'], 'trained'))}% of the trained sums and differences at the end: of it one cannot expect more.)"
+        if every["n14"] else "",
     ]
 
 
 def regularization(cells):
     n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
     if not decayed:
-        return ["No seeds yet."]
+        return ["no seeds yet."]
     return [
-        f"With weight decay 0.1 instead of 0 the share of the runs of n14 that have all 40 changes by {compared(decayed, n14, at_best)}",
+        f"with weight decay 0.1 instead of 0 the share of the runs of n14 that have all 40 changes by {compared(decayed, n14, at_best)}",
         f"at the best evaluation, by {compared(decayed, n14, generalizes)} at the last.",
         "(A large p does not say that there is no difference. The two have their seeds in common; the tests take them as independent.)",
         f"Of the larger models' runs {WD}, {rate_of(cells['math', 'n28', '_wd'] + cells['math', 'n56', '_wd'], generalizes)} generalize.",
@@ -219,11 +221,11 @@ def smallest(runs):
     widths = {n: seeds for n, seeds in widths_of(runs, "math").items() if n <= 14}
     can = [n for n, seeds in widths.items() if any(map(everything_once, seeds))]
     if min(widths) == 14 or not can:
-        return ["The widths below 14 are not run yet with many seeds."]
+        return ["the widths below 14 are not run yet with many seeds."]
     rest = {n: seeds for n, seeds in widths.items() if n < can[0]}
     above = {n: seeds for n, seeds in widths.items() if n >= can[0]}
     return [
-        f"n{can[0]} can too." if can[0] < 14 else "No smaller one has been seen to.",
+        f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to.",
         "Runs that have all 200 problems right, held-out ones included, at one of their evaluations at least:",
         f"{rates_of(above.values(), (f'n{n}' for n in above), everything_once)}.",
         f"Of the {sum(map(len, rest.values()))} runs of smaller widths, n{min(rest)} to n{max(rest)}, none." if rest else "",
@@ -234,10 +236,10 @@ def beyond(cells):
     """How runs of n14 that generalize answer operands from 10 to 19."""
     runs = [run for suffix in ("", "_wd") for run in cells["math", "n14", suffix] if run.info.get("beyond_add")]
     if not runs:
-        return ["Not run yet."]
+        return ["not run yet."]
     add, sub = ([100 * int(run.info[f"beyond_{group}"]) / 3000 for run in runs] for group in ("add", "sub"))
     return [
-        f"Asked for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize, {WD} and without,",
+        f"asked for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize, {WD} and without,",
         f"have {spread(add, '%')} of the additions right and {spread(sub, '%')} of the subtractions (median and quartiles),",
         f"at most {max(add):.2f}% and {max(sub):.2f}%.",
         f"The paper has 0% and 4.75%; {sum(share > 4.75 for share in sub)} of the runs have more of the subtractions.",
@@ -272,8 +274,8 @@ def paper_table(runs, grid, task, suffix):
             late = [right / of for right, of in (late_evaluations(run.results) for run in seeds)]
             cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), f"{100 * np.mean(late):.0f}%" if late else "–"]
         rows.append([panel, str(len(seeds)), *cells])
-    return markdown(f"{titles[suffix == '_wd']}. At the best evaluation: paper / our run with seed 1337 / "
-                    "median of the seeds (quartiles)", rows)
+    return markdown(f"{titles[suffix == '_wd']}{' (weight decay 0.1, no dropout)' * bool(suffix)}. At the best evaluation: paper / "
+                    "our run with seed 1337 / median of the seeds (quartiles, where they differ)", rows)
 
 
 def mean_percent(runs, what):
@@ -298,7 +300,7 @@ def capacity(runs):
     return "\n\n".join([
         "## The map of capacity",
         "One layer of width n, no weight decay: the accuracy at the last evaluation, and how many runs have every sample right;\n"
-        "the figure has the 95% intervals, and the median of the lowest losses below.",
+        "the figure has the 95% intervals, and below the median of the runs' lowest losses (on the text they are trained on).",
         "![The map of capacity](results/map.png)",
         "The accuracy at the end: the mean of a width's runs as a line, each run as a dot, darker where several are:",
         "![Accuracy at the end of training against the width](results/accuracy.png)",
@@ -319,23 +321,26 @@ def orders(runs):
     counts = Counter(sum(generalizes(named[line, seed]) for seed in seeds) for line in whole)
     says = [
         f"n14 on arithmetic in {len(lines)} orders of the text's lines, each with the seeds {seeds[0]} to {seeds[-1]}:",
-        f"{rate_of(every, generalizes)} generalize. Of the {len(whole)} orders with all {len(seeds)} seeds",
-        ", ".join(f"{count} {'has' if count == 1 else 'have'} {right}" for right, count in sorted(counts.items())) + " of these.",
+        f"{rate_of(every, generalizes)} generalize. How many of an order's {len(seeds)} runs do:",
+        ", ".join(f"{right} in {count} orders" if i == 0 else f"{right} in {count}" for i, (right, count) in enumerate(sorted(counts.items()))) + ".",
     ]
     if paper:
         says.append(f"In the paper's order {rate_of(paper, generalizes)} do,")
-        says.append(f"a difference of {compared(paper, every, generalizes)}.")
+        says.append(f"that is {compared(paper, every, generalizes)} against the other orders.")
     parts = ["## Does the order of the lines decide?", "\n".join(says)]
     if len(whole) > 1:
         chance = [(groups - 1) / (len(whole) * len(seeds) - 1) for groups in (len(whole), len(seeds))]  # degrees of freedom, of all
-        rows = [["variance of", "the order of the lines", "the seed (initial weights and batches)", "the rest: their meeting, and chance"]]
+        verdicts, rows = [], [["variance of", "the order of the lines", "the seed (initial weights and batches)", "the rest: their interaction, and chance"]]
         for what, of_run in (("whether a run generalizes", generalizes), ("how many held-out samples are right", held_out_right)):
             table = [[of_run(named[line, seed]) for seed in seeds] for line in whole]
             *shares, rest = two_way_shares(table)
-            explained = [f"{100 * share:.0f}% (p = {p:.2g})" for share, p in zip(shares, permutation_p(table))]
+            ps = permutation_p(table)
+            explained = [f"{100 * share:.0f}% (p = {p:.2g})" for share, p in zip(shares, ps)]
+            verdicts.append(f"{'more' if ps[0] < 0.05 else 'no more'} of {what} than chance could")
             rows.append([what, *explained, f"{100 * rest:.0f}%"])
-        rows.append(["anything, by chance alone", *(f"{100 * share:.0f}%" for share in (*chance, 1 - sum(chance)))])
+        rows.append(["to be expected by chance alone", *(f"{100 * share:.0f}%" for share in (*chance, 1 - sum(chance)))])
         parts.append(markdown("How much of the variance each explains (p by permutation)", rows))
+        parts.append(f"The order explains {', and '.join(verdicts)}.")
     return "\n\n".join([*parts, "![Held-out problems by order and seed](results/orders.png)"])
 
 
@@ -350,18 +355,18 @@ def pairs(runs):
         rows.append([pair, rate_of(seeds, generalizes), rate_of(seeds, at_best), rate_of(seeds, trained)])
     parts = [
         f"## Is ({HELD_OUT}) easy?",
-        "n14 on arithmetic with another pair of digits held out; the pairs are the first ten of the 44 other pairs of different digits in\n"
-        "an order that `experiments/pairs.py` draws. Runs of one pair are more alike than runs of several, so that what counts is the number\n"
-        "of pairs, not of runs.",
+        "n14 on arithmetic with another pair of digits held out: the first ten of the 44 other pairs of different digits, in an order that\n"
+        "`experiments/pairs.py` draws.",
         markdown("Held-out pairs", rows),
     ]
     for when, holds in (("At the last evaluation", generalizes), ("At the best one", at_best)):
         share = {pair: np.mean([holds(run) for run in seeds]) for pair, seeds in cells.items()}
-        text = (f"{when} {rate_of(others, holds)} of the runs with the other pairs have all 40; of the pairs, {sum(map(bool, share.values()))} of "
-                f"{len(cells)} have a run that has,\nand the shares go from {100 * min(share.values()):.0f}% to {100 * max(share.values()):.0f}%.")
+        text = (f"{when} the share of runs with all 40 goes from {100 * min(share.values()):.0f}% to {100 * max(share.values()):.0f}% among the other "
+                f"pairs; {sum(map(bool, share.values()))} of {len(cells)} have such a run,\nand of all their runs "
+                f"{sum(map(holds, others))} of {len(others)} are.")
         if paper:
             place = 1 + sum(value > np.mean([holds(run) for run in paper]) for value in share.values())
-            text += f" With the paper's pair, {rate_of(paper, holds)}: number {place} of {len(cells) + 1}."
+            text += f" The paper's pair, with {rate_of(paper, holds)}, has rank {place} among the {len(cells) + 1}."
         parts.append(text)
     return "\n\n".join([*parts, "![Shares of runs that generalize, by held-out pair](results/pairs.png)"])
 
@@ -384,22 +389,22 @@ def introduction(runs):
     machines = Counter(machine for run in runs.values() for machine in run.info["made_on"].split("; ") if machine)
     mlt = "has runs with the paper's seed" if any("_mini_mlt" in name for name in runs) else "needs a GPU and is not run yet"
     made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
-    return f"""# What many runs say
+    return f"""# Results: how often what the paper saw once comes about
 
 *Too Big to Think* (Barron and White, 2025, [arXiv:2506.09099](https://arxiv.org/abs/2506.09099)) trains tiny
 character-level GPTs of one layer and width 14, 28 and 56 (n14, n28, n56: 1.5, 5.3 and 19.9 thousand parameters on
-arithmetic; a fourth, the MLT of 10 million, {mlt}) on all sums and differences of two digits
-but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without. It has one run for
+arithmetic; a fourth, the MLT of 10 million, {mlt}) on all sums and differences of two single
+digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without. It has one run for
 each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and held-out pairs, and {len(runs) - len(many)} with the
 paper's seed, 1337: its cells and its search for the smallest model. `python report.py` wrote this page from the tables
-in [results/](results), and a test holds it to them; [study/experiments.py](study/experiments.py) says what their
+in [results/](results), and a test fails if it does not agree with them; [study/experiments.py](study/experiments.py) says what their
 columns mean.
 
 - Each problem is asked ten times at a temperature of 0.01, so that the ten answers are nearly always the same: 40
-  held-out samples are four problems.
+  held-out samples right are four problems right.
 - A run **generalizes** if all 40 are right at its last evaluation, at iteration 30,000. The paper counts the best
-  evaluation of 121, the one with the most right answers over all problems; we give both, and the share of the 41
-  evaluations from iteration 20,000 on that have all 40.
+  evaluation of 121, the one with the most right answers over all problems (a run can have all 40 at another); we give
+  both, and the share of the 41 evaluations from iteration 20,000 on that have all 40.
 - The held-out problems count among the additions and subtractions: a model that has all others right and these wrong
   has 98%.
 - A seed is of the initial weights, the batches and the sampling; the text is the paper's unless said otherwise. Seeds
