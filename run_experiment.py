@@ -43,7 +43,7 @@ STACK_MEMORY = 8e9  # bytes that the activations of a stack may take
 def work_of(settings):
     """Work of a run, in a unit of its own: tokens times parameters, with an allowance for what each token costs."""
     config = config_of(settings)
-    return config["max_iters"] * config["batch_size"] * config["block_size"] * (params_of(config) + 10_000)
+    return config["max_iters"] * config["batch_size"] * config["block_size"] * (params_of(config) + 3_000)
 
 
 def progress(folder):

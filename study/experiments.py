@@ -9,6 +9,7 @@ study/scoring.py describes. Both hold complete runs only.
 """
 
 import csv
+import difflib
 import gzip
 import io
 import itertools
@@ -100,7 +101,8 @@ def named(runs):
             if key == "config" or (script, key, str(value)) in checked:
                 continue
             if key not in trains | prepares:
-                fail(f"'{key}' in `runs` is no setting of a run on {script.parent.name}: these are {', '.join(sorted(trains | prepares))}")
+                nearest = difflib.get_close_matches(key, trains | prepares, n=1, cutoff=0.0)[0]
+                fail(f"'{key}' in `runs` is no setting of a run on {script.parent.name}; the nearest is '{nearest}'")
             check_setting(key, value, script if key in prepares else ROOT / "train_with_eval.py")
             if key == "held_out":
                 try:
@@ -109,9 +111,10 @@ def named(runs):
                     fail(error)
             checked.add((script, key, str(value)))
         config = config_of(settings)
-        if config["n_embd"] % config["n_head"] or config["max_iters"] < 1:
-            fail(f"{run_name(settings)}: n_embd={config['n_embd']} must be divisible by n_head={config['n_head']}, and "
-                 f"max_iters={config['max_iters']} at least 1")
+        if config["n_embd"] % config["n_head"]:
+            fail(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by n_head={config['n_head']}")
+        if config["max_iters"] < 1:
+            fail(f"{run_name(settings)}: max_iters={config['max_iters']} must be at least 1")
     experiment = {}
     for settings in runs:
         same = experiment.setdefault(run_name(settings), settings)
