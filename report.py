@@ -200,6 +200,7 @@ def together(cells):
     return [
         f"at the last evaluation {words_of(pooled, generalizes)} of the {len(pooled)} runs, {WD} and without, have all 40.",
         f"At the best one: {rates_of(every.values(), SMALL, at_best)}.",
+        f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
         f"(n14 has {number(mean_percent(every['n14'], 'trained'))}% of the trained sums and differences at the end: of it one cannot expect more.)"
         if every["n14"] else "",
     ]
