@@ -36,7 +36,7 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
-LARGEST_STACK = 100  # runs; more gain nothing
+LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
 STACK_MEMORY = 8e9  # bytes that the activations of a stack may take
 
 
