@@ -61,6 +61,26 @@ def test_a_member_equals_its_single_run_over_a_hundred_updates(project, settings
         assert all(torch.allclose(ours[i][key], theirs[i][key], rtol=1e-6, atol=1e-9) for i in ours for key in ("exp_avg", "exp_avg_sq"))
 
 
+def test_a_member_in_bfloat16_has_the_gradient_of_its_single_run_up_to_that_precision(project):
+    bfloat16 = torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def gradient(state):  # of the update made, as the first moments have it
+        return torch.cat([state.optimizer.state[weight]["exp_avg"].flatten() for weight in state.model.parameters()])
+
+    members = [member(torch.float32, seed=seed) for seed in (1, 2)]
+    states, (cfg, _, windows) = [state for _, state, _ in members], members[0]
+    indices = torch.stack([state.batches.draw(1) for state in states], dim=1)
+    train, hand_back = stack.make_stacked_train(states, [windows] * 2, cfg, CPU, bfloat16, captures=False)
+    train(indices, [1e-3])
+    hand_back()
+    for k, state in enumerate(states):
+        for autocast, least, most in [(bfloat16, 0, 0.01), (contextlib.nullcontext(), 1e-4, 0.01)]:
+            _, alone, _ = member(torch.float32, seed=k + 1)
+            step = update.make_update(alone.model, alone.optimizer, alone.scaler, windows, cfg, autocast)
+            update.make_eager_train(step, alone.optimizer)(indices[:, k], [1e-3])
+            assert least <= (gradient(state) - gradient(alone)).norm() / gradient(alone).norm() < most
+
+
 def rows(folder):
     with open(folder / "results.csv", newline="") as file:
         return list(csv.DictReader(file))
