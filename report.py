@@ -13,7 +13,7 @@ import numpy as np
 from data.tasks import HELD_OUT
 from study.files import write_files
 from study.results import (
-    SIZES, all_right, best_evaluation, late_evaluations, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of,
+    SIZES, all_right, best_evaluation, by_seed, late_evaluations, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of,
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
@@ -97,14 +97,14 @@ def compared(seeds_a, seeds_b, holds):
     return f"{points:+.0f} points ({low:+.0f} to {high:+.0f}; Fisher's exact test p = {fisher_exact(*a, *b):.2g})"
 
 
-def number(value):
-    """A percentage or a count without zeros that say nothing: 99.0 is 99, 98.43 is 98.4."""
-    return f"{value:.1f}".removesuffix(".0")
+def number(value, digits=1):
+    """A percentage, a count or a loss without zeros that say nothing: 99.0 is 99, 98.43 is 98.4."""
+    return f"{value:.{digits}f}".removesuffix("." + digits * "0")
 
 
-def spread(values, unit=""):
+def spread(values, unit="", digits=1):
     """Median (first to third quartile), one number if they are the same."""
-    low, median, high = (number(value) for value in quartiles(values))
+    low, median, high = (number(value, digits) for value in quartiles(values))
     return f"{median}{unit}" + f" ({low} to {high})" * (low != high)
 
 
@@ -272,11 +272,15 @@ def paper_table(runs, grid, task, suffix):
             many = spread([at_its_best(run, column) for run in seeds]) if seeds else "–"
             cells.append(f"{number(float(their.rstrip('%').split('/')[0]))} / {one} / {many}")
         if "held_out" in columns:
-            late = [right / of for right, of in (late_evaluations(run.results) for run in seeds)]
-            cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), f"{100 * np.mean(late):.0f}%" if late else "–"]
+            cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), late_percent(seeds) if seeds else "–"]
         rows.append([panel, str(len(seeds)), *cells])
     return markdown(f"{titles[suffix == '_wd']}{' (weight decay 0.1, no dropout)' * bool(suffix)}. At the best evaluation: paper / "
                     "our run with seed 1337 / median of the seeds (quartiles, where they differ)", rows)
+
+
+def late_percent(runs):
+    """Mean share of the late evaluations of runs that have all held-out samples right."""
+    return f"{100 * np.mean([right / total for right, total in (late_evaluations(run.results) for run in runs)]):.0f}%"
 
 
 def mean_percent(runs, what):
@@ -374,15 +378,28 @@ def pairs(runs):
 
 def steps(runs):
     """What computes the updates: the C step, PyTorch in its place, and PyTorch in the paper's precision."""
-    plain, bfloat16 = (seeds_of(runs, f"math_mini_14_dtype_{dtype}_fast_False") for dtype in ("float32", "bfloat16"))
-    if not plain:
+    names = {"C step, float32": "math_mini_14", "PyTorch, float32": "math_mini_14_dtype_float32_fast_False",
+             "PyTorch, bfloat16": "math_mini_14_dtype_bfloat16_fast_False"}  # fmt: skip
+    made = {step: by_seed(runs, name) for step, name in names.items()}
+    shared = sorted(set.intersection(*map(set, made.values())))
+    if not shared:
         return ""
-    fast = seeds_of(runs, "math_mini_14")[: len(plain)]
-    rows = [["step", "generalizes", "against PyTorch in float32", "all 40 at the best evaluation", "against PyTorch in float32"]]
-    for kind, seeds in (("C step, float32", fast), ("PyTorch, float32", plain), ("PyTorch, bfloat16", bfloat16)):
-        against = [compared(seeds, plain, holds) if seeds and seeds != plain else "–" for holds in (generalizes, at_best)]
-        rows.append([kind, rate_of(seeds, generalizes), against[0], rate_of(seeds, at_best), against[1]])
-    return "## Does the step matter?\n\nn14 on arithmetic, the same seeds.\n\n" + markdown("What computes the updates", rows)
+    made = {step: [seeds[seed] for seed in shared] for step, seeds in made.items()}
+    fast, plain, _ = made.values()
+    rows = [["step", "generalizes", "against PyTorch in float32", "all 40 at the best evaluation", "against PyTorch in float32",
+             "late evaluations with all 40", "lowest loss, nats a token"]]  # fmt: skip
+    for step, seeds in made.items():
+        cells = [cell for holds in (generalizes, at_best)
+                 for cell in (rate_of(seeds, holds), "–" if seeds is plain else compared(seeds, plain, holds))]
+        rows.append([step, *cells, late_percent(seeds), spread([run.results["val_loss"].min() for run in seeds], digits=3)])
+    alike = sum(generalizes(a) == generalizes(b) for a, b in zip(fast, plain))
+    return "\n\n".join([
+        "## Does the step matter?",
+        f"n14 on arithmetic, with the same {len(shared)} seeds each. A seed gives all three the same initial weights and the same batches: they differ\n"
+        "in rounding, which training amplifies. The C step and PyTorch in float32 agree on whether a seed generalizes for\n"
+        f"{alike} of the {len(shared)}.",
+        markdown("What computes the updates", rows),
+    ])
 
 
 def introduction(runs):
@@ -413,7 +430,7 @@ columns mean.
   is wide.
 - `17 of 20 (85%, 64 to 95)` is a share with its 95% interval (Wilson); differences have Newcombe's.
 - {made}. The C step is our own implementation of the update, tested against PyTorch's; whether it gives the same
-  shares, `experiments/steps.py` asks.
+  shares, {"[a section below](#does-the-step-matter)" if steps(runs) else "`experiments/steps.py`"} asks.
 
 {summary(runs)}
 

@@ -165,10 +165,15 @@ def all_right(results, what, at=-1):
     return bool(total and right == total)
 
 
-def seeds_of(runs, name):
-    """The runs of {name: Run} that differ from `name` in their seed alone, in the order of their seeds."""
+def by_seed(runs, name):
+    """{seed: Run} of the runs of {name: Run} that differ from `name` in their seed alone, in the order of their seeds."""
     seeds = {int(match[1]): run for key, run in runs.items() if (match := re.fullmatch(re.escape(name) + r"_seed_(\d+)", key))}
-    return [seeds[seed] for seed in sorted(seeds)]
+    return dict(sorted(seeds.items()))
+
+
+def seeds_of(runs, name):
+    """The runs that by_seed() gives, without their seeds."""
+    return list(by_seed(runs, name).values())
 
 
 def widths_of(runs, task):
