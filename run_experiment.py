@@ -20,12 +20,14 @@ import types
 from pathlib import Path
 
 import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
+import torch
+
 from data.dataset import read_meta
 from study.device import setup_device
 from study.experiments import config_file, config_of, dataset_of, finished_run, named, train_settings, write_tables
 from study.results import ROOT, params_of, published_runs
 from study.run_folder import read_run_json
-from study.settings import catch_stop, configure, fail
+from study.settings import catch_stop, configure, exit_on_signals, fail
 from study.stack import OWN, train_stack
 from study.state import require_same_settings
 
@@ -37,7 +39,6 @@ jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
 LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
-STACK_MEMORY = 8e9  # bytes that the activations of a stack may take
 
 
 def work_of(settings):
@@ -81,15 +82,18 @@ def start(settings, folder, device, threads):
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True)
 
 
-def largest_stack(config):
-    """How many runs of a config a stack may have."""
+def largest_stack(config, memory):
+    """How many runs of a config a stack may have in so many bytes."""
     tokens = config["batch_size"] * config["block_size"]
-    activations = 4 * 20 * tokens * config["n_layer"] * config["n_embd"]  # bytes a run: about 20 float32 a token and channel
-    return min(LARGEST_STACK, int(STACK_MEMORY / activations))
+    activations = 4 * 65 * tokens * config["n_layer"] * config["n_embd"]  # bytes a run: measured, 31 to 64 float32 a token and channel
+    return min(LARGEST_STACK, int(memory / activations))
 
 
-def stacks_of(runs, done, device):
-    """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for OWN, and equally far."""
+def stacks_of(runs, done, device, memory):
+    """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for OWN, and equally far.
+
+    memory: bytes that a stack may take.
+    """
     stacks = {}  # what its runs have in common -> (most names, names)
     for name, settings in runs.items():
         config = config_of(settings)
@@ -97,7 +101,7 @@ def stacks_of(runs, done, device):
         alike = {key: value for key, value in config.items() if key not in OWN}
         if config["dropout"] == 0 and setup_device(device, config["dtype"])[1] != "float16":  # which needs a loss scale
             in_common = str(alike), chars, meta["tokens"]["train"], done[name]
-            stacks.setdefault(in_common, (largest_stack(config), []))[1].append(name)
+            stacks.setdefault(in_common, (largest_stack(config, memory), []))[1].append(name)
     parts = [names[i : i + most] for most, names in stacks.values() if most > 1 for i in range(0, len(names), most)]
     return [names for names in parts if len(names) > 1]
 
@@ -105,22 +109,30 @@ def stacks_of(runs, done, device):
 def train_stacks(experiment, folders, waiting, done, device, finish):
     """Trains the waiting runs that can be stacked, stack by stack, and calls finish(name) for each that is complete.
 
-    A run that cannot go on in its stack is left as it is.
+    A run that cannot go on in its stack is left as it is, and so are the runs of one that does not fit into memory.
     """
+    memory = torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else 8e9
     asked = catch_stop()
-    for names in stacks_of({name: experiment[name] for name in waiting}, done, device):
+    for names in stacks_of({name: experiment[name] for name in waiting}, done, device, memory):
         cfgs = []
         for name in names:
             begun = (folders[name] / "run.json").exists()
             own = {"out_dir": str(folders[name]), "device": device, "init_from": "resume" if begun else "scratch"}
             cfgs.append(types.SimpleNamespace(**config_of(experiment[name]) | train_settings(experiment[name]) | own))
         say = stack_progress(names, cfgs[0])
-        ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
+        try:
+            ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
+        except torch.OutOfMemoryError:
+            print(f"note: {len(names)} runs like {names[0]} do not fit into memory together; they train one by one", file=sys.stderr)
+            continue
         if asked:
             sys.exit(128 + asked[0])
         for name, cfg in zip(names, cfgs):
             if cfg in ended:
                 finish(name)
+    exit_on_signals()
+    if asked:
+        sys.exit(128 + asked[0])
 
 
 def stack_progress(names, cfg):

@@ -64,7 +64,7 @@ def configure(*namespaces):
     on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
     """
     atexit.register(_flush_output)
-    _exit_on_signals()
+    exit_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
     settings = {}  # name -> (default, meaning)
     for namespace in namespaces:
@@ -206,7 +206,7 @@ def _checked(settings, key, value, where):
     default = _default(settings, key, where)
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if type(value) is type(default) or (default == "auto" and isinstance(value, bool)):
+    if type(value) is type(default) or (isinstance(value, bool) and value in CHOICES.get(key, ())):
         return value
     expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", list: "a list"}
     fail(f"{where}: '{key}' must be {expected[type(default)]}, like {default!r}, not {value!r}")
@@ -221,7 +221,7 @@ def catch_stop():
 
     def ask(signum, _):
         asked.append(signum)
-        _exit_on_signals()
+        exit_on_signals()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, ask)
@@ -237,6 +237,7 @@ def _flush_output():
         os._exit(1)
 
 
-def _exit_on_signals():
+def exit_on_signals():
+    """From here on a Ctrl-C or SIGTERM ends the program at once, through SystemExit."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, _: sys.exit(128 + signum))

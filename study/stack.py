@@ -151,15 +151,27 @@ def open_member(cfg, device, dtype, loaded):
     return Member(cfg, state, splits, chars, tasks_spelled_by(chars, meta["held_out"]), run, made)
 
 
+def attempt(function, *arguments):
+    """What a function returns; None if it ends the program with the error of one member, which it has told."""
+    try:
+        return function(*arguments)
+    except SystemExit as error:
+        if error.code >= 128:  # a signal
+            raise
+        return None
+
+
 def train_stack(cfgs, device, dtype, autocast, asked, say):
     """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
 
     cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is. Returns the
-    settings of the runs that came to the end: one whose weights are no longer finite is left as it was saved
-    last, and so is one that a kill has left at another iteration than most.
+    settings of the runs that came to the end: one that cannot be opened, one whose weights or loss are no longer
+    finite and one that a kill has left at another iteration than most are left as they were saved last.
     """
     cfg, loaded = cfgs[0], {}
-    members = [open_member(own, device, dtype, loaded) for own in cfgs]
+    members = [member for own in cfgs if (member := attempt(open_member, own, device, dtype, loaded))]
+    if not members:
+        return []
     [(it, _)] = Counter(member.state.iter_num for member in members).most_common(1)
     members = [member for member in members if member.state.iter_num == it]
     states = [member.state for member in members]
@@ -189,12 +201,16 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
                     print(f"note: the weights of {member.cfg.out_dir} at iteration {it} are not finite; it is left "
                           "as it was saved last", file=sys.stderr)
             members = [member for member in members if member.state not in lost]
-        for member in members if due else []:
+        for member in list(members) if due else []:
             rows = member.state.rows
             if rows and rows[-1]["iter"] == it:  # a resumed run may have this one
                 continue
             with timed("evaluation"):
-                rows.append(evaluate(member.state.model, member.splits, member.chars, member.tasks, it, member.cfg, autocast))
+                row = attempt(evaluate, member.state.model, member.splits, member.chars, member.tasks, it, member.cfg, autocast)
+            if row is None:
+                members.remove(member)
+                continue
+            rows.append(row)
             with timed("saving"):
                 member.run.save_evaluation(rows)
         if saves:

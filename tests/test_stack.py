@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import os
+import signal
 import types
 from pathlib import Path
 
@@ -130,17 +132,26 @@ def test_a_stack_that_is_stopped_goes_on_as_if_it_had_not_been(project, in_tmp, 
     assert [row["iter"] for row in rows(in_tmp / "cut/math_mini_14_seed_2")] == ["0", "20", "40", "60"]
 
 
-def test_a_member_that_diverges_or_is_at_another_iteration_is_left_and_the_others_end(project, in_tmp, capfd):
-    make_stack(in_tmp, [1, 2, 3, 4], max_iters=20)
-    make_stack(in_tmp, [4], resume=True, max_iters=40)
-    path = in_tmp / "math_mini_14_seed_2/ckpt_last.pt"
-    last = torch.load(path, weights_only=True)
-    last["model"]["transformer.wte.weight"][0, 0] = torch.nan
-    torch.save(last, path)
-    before = path.read_bytes()
-    make_stack(in_tmp, [1, 2, 3, 4], resume=True, ends=["math_mini_14_seed_1", "math_mini_14_seed_3"])
-    assert "the weights of" in (err := capfd.readouterr().err) and "math_mini_14_seed_2 at iteration 20 are not finite" in err
-    assert path.read_bytes() == before
+def test_a_member_that_cannot_go_on_with_the_others_is_left_and_they_end(project, in_tmp, capfd):
+    def changed(seed, name, value):
+        path = in_tmp / f"math_mini_14_seed_{seed}/ckpt_last.pt"
+        last = torch.load(path, weights_only=True)
+        last["model"][name][:] = value
+        last["rows"] = last["rows"][:1]  # so that an evaluation is due
+        torch.save(last, path)
+        return path
+
+    make_stack(in_tmp, range(1, 7), max_iters=20)
+    make_stack(in_tmp, [4], resume=True, max_iters=40)  # at another iteration
+    left = [changed(2, "transformer.wte.weight", torch.nan), changed(5, "transformer.h.0.attn.c_attn.weight", 1e25)]  # has a loss of nan
+    left.append(in_tmp / "math_mini_14_seed_6/ckpt_last.pt")
+    left[-1].write_bytes(left[-1].read_bytes()[:-100])
+    before = [path.read_bytes() for path in left]
+    make_stack(in_tmp, range(1, 7), resume=True, ends=["math_mini_14_seed_1", "math_mini_14_seed_3"])
+    err = capfd.readouterr().err
+    assert "math_mini_14_seed_2 at iteration 20 are not finite; it is left" in err
+    assert "loss and weights at iteration 20 are not finite" in err and "math_mini_14_seed_6/ckpt_last.pt is damaged" in err
+    assert [path.read_bytes() for path in left] == before
     assert [row["iter"] for row in rows(in_tmp / "math_mini_14_seed_3")] == ["0", "20", "40"]
     make_stack(in_tmp / "whole", [1, 3])
     for name in ("math_mini_14_seed_1", "math_mini_14_seed_3"):  # not touched by what the others are
@@ -149,14 +160,18 @@ def test_a_member_that_diverges_or_is_at_another_iteration_is_left_and_the_other
 
 
 def test_a_stack_is_as_large_as_memory_allows():
-    of = {config: run_experiment.largest_stack(config_of({"config": config})) for config in ("math_mini_14_wd", "both_mini_56_wd", "math_mini_mlt_wd")}
-    assert of["math_mini_14_wd"] == 100 and 1 < of["both_mini_56_wd"] <= 100 and of["math_mini_mlt_wd"] < 10
+    # What a member took in an update at most, bytes: measured on a CPU in float32, MLT's in bfloat16.
+    took = {"math_mini_14_wd": 26e6, "both_mini_14": 50e6, "both_mini_28": 83e6, "both_mini_56_wd": 153e6, "math_mini_mlt_wd": 2247e6}
+    for memory in (4e9, 40e9):
+        of = {config: run_experiment.largest_stack(config_of({"config": config}), memory) for config in took}
+        assert all(of[config] * took[config] <= memory for config in took)
+    assert of["math_mini_14_wd"] == of["both_mini_56_wd"] == 100 and 1 < of["math_mini_mlt_wd"] < 10
 
 
 def test_runs_that_scale_their_loss_train_alone(project, monkeypatch):
     monkeypatch.setattr(run_experiment, "setup_device", lambda device, dtype: (device, "float16", None))  # what auto is on an old GPU
     runs = named(grid(config="math_mini_14", seed=[1, 2]))
-    assert run_experiment.stacks_of(runs, dict.fromkeys(runs, 0), "cuda") == []
+    assert run_experiment.stacks_of(runs, dict.fromkeys(runs, 0), "cuda", 8e9) == []
 
 
 def test_what_can_train_together_does(project, monkeypatch):
@@ -165,7 +180,7 @@ def test_what_can_train_together_does(project, monkeypatch):
         grid(config=["math_mini_14", "math_mini_28"], seed=range(1, 4)) + grid(config="math_mini_14_wd", seed=1)
         + grid(config="math_mini_mlt", seed=[1, 2]) + grid(config="facts_mini_14", seed=range(1, 7)))
     done = dict.fromkeys(runs, 0) | {"math_mini_28_seed_3": 250}
-    assert run_experiment.stacks_of(runs, done, "cpu") == [
+    assert run_experiment.stacks_of(runs, done, "cpu", 8e9) == [
         [f"math_mini_14_seed_{seed}" for seed in (1, 2, 3)],
         ["math_mini_28_seed_1", "math_mini_28_seed_2"],  # the third is further, the decay of _wd another
         [f"facts_mini_14_seed_{seed}" for seed in (1, 2, 3, 4)], ["facts_mini_14_seed_5", "facts_mini_14_seed_6"],
@@ -181,3 +196,28 @@ def test_an_experiment_trains_its_stacks_and_then_what_is_left(project, monkeypa
     steps = {name: run.info["step"] for name, run in read_tables(tmp_path / "mine").items()}
     assert [step for name, step in steps.items() if name.startswith("math")] == ["PyTorch, a stack of 6"] * 6
     assert [step for name, step in steps.items() if name.startswith("facts")] == ["PyTorch"]
+
+
+def test_runs_that_do_not_fit_into_memory_together_train_one_by_one(project, monkeypatch, tmp_path, capfd):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    no_room.most = 1
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(stack, "make_stacked_train", lambda states, *_, **__: (no_room, lambda: torch.ones(len(states), dtype=torch.bool)))
+    experiment = named(grid(config="math_mini_14", seed=[1, 2], **SHORT))
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stacks=True) == []
+    assert "2 runs like math_mini_14" in (err := capfd.readouterr().err) and err.endswith("do not fit into memory together; they train one by one\n")
+    assert [run.info["step"] for run in read_tables(tmp_path / "mine").values()] == ["PyTorch"] * 2
+
+
+def test_after_the_stacks_a_first_signal_ends_the_program(project, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        run_experiment.train_stacks({}, {}, [], {}, "cpu", None)
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143
+    finally:
+        for signum, handler in zip((signal.SIGTERM, signal.SIGINT), before):
+            signal.signal(signum, handler)
