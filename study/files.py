@@ -12,7 +12,7 @@ def write_files(files):
     Each goes to a temporary file beside its path and is synced; only when all are on the disk are
     they renamed. If anything goes wrong before, what was there stays. Ends the program on OSError.
     """
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
         for path, content in files.items():
             with open(temporary[path], "wb") as file:
@@ -30,9 +30,9 @@ def write_files(files):
 
 
 def append_to_file(path, text):
-    """Appends text in one write; ends the program on OSError."""
+    """Appends text; ends the program on OSError, a disk that is full in the middle of it included."""
     try:
-        with open(path, "ab", buffering=0) as file:
+        with open(path, "ab") as file:
             file.write(text.encode())
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}")

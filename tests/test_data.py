@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATASETS
+from conftest import DATASETS, ROOT, refused
 
 import data.dataset
 from data.dataset import read_tokens, write_dataset
@@ -216,3 +217,18 @@ def test_an_arithmetic_answer_is_the_signed_integer_right_after_the_equals_sign(
 ])
 def test_a_capital_is_the_text_up_to_the_first_line_end(completion, answer):
     assert capitals().read_answer(completion) == answer
+
+
+def test_two_processes_can_write_the_same_files_at_once(tmp_path):
+    code = ("import sys; from pathlib import Path; from study.files import write_files\n"
+            "for _ in range(100): write_files({Path(sys.argv[1], name): b'text' for name in ('a', 'b')})")
+    both = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[1] for process in both] == [b"", b""]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"text", "b": b"text"}
+
+
+def test_a_row_that_the_disk_takes_only_half_of_is_an_error(tmp_path):
+    code = "import sys; from study.files import append_to_file; append_to_file(sys.argv[1], 'twenty characters, in')"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))  # noqa: E731
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "rows"], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    refused(result, "cannot write", "rows")
