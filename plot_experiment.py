@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
-from study.results import all_right, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of
+from study.results import all_right, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
 from study.statistics import quartiles, wilson
 
@@ -218,7 +218,7 @@ def plot_pairs(runs):
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    runs = read_runs(cfg.root_dir)
+    runs = published_runs(Path(cfg.root_dir))
     figures = {f"seeds_{task}": plot_seeds(task, runs) for task in ("math", "facts", "both")}
     figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs),
                 "orders": plot_orders(runs), "pairs": plot_pairs(runs)}

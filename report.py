@@ -13,7 +13,7 @@ import numpy as np
 from data.tasks import HELD_OUT
 from study.files import write_files
 from study.results import (
-    SIZES, all_right, best_evaluation, by_seed, late_evaluations, orders_of, pairs_of, read_runs, right_and_total, seeds_of, widths_of,
+    SIZES, all_right, best_evaluation, by_seed, late_evaluations, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of,
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
@@ -464,7 +464,7 @@ def report(runs):
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    runs = read_runs(cfg.root_dir)
+    runs = published_runs(Path(cfg.root_dir))
     if not runs:
         fail(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
     files = {Path(cfg.path): report(runs)}
