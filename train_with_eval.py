@@ -96,7 +96,7 @@ def resume_command(world_size):
     """The command that goes on with this run."""
     arguments = []
     for before, argument in zip(["", *sys.argv], sys.argv):
-        of_another = before in ("--init_from", "--overwrite") and not argument.startswith("--")  # --overwrite True
+        of_another = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))
         if not of_another and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
             arguments.append(argument)
     launcher = "python" if world_size == 1 else f"torchrun --standalone --nproc_per_node={world_size}"

@@ -179,7 +179,7 @@ def open_model(cfg, best_ckpt, published):
 
 def score(trained, task, problems, seed):
     """Answers of a TrainedModel to problems of a task, as answer() gives them."""
-    unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems)) - set(trained.chars))
+    unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems) + task.stop) - set(trained.chars))
     if unknown:
         fail(f"{trained.path} was not trained on this task: its vocabulary lacks {''.join(unknown)!r}")
     print(f"{trained.path}, {NUM_SAMPLES} samples of each problem")

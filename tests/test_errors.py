@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, refused
+from conftest import ROOT, SHORT, refused
 
 import data.dataset
 from data.dataset import write_dataset
@@ -112,6 +112,16 @@ def no_checkpoint():
         path.unlink()
 
 
+def a_cell_that_is_not_complete():
+    shutil.copytree("run", "math_mini_14_seed_1")
+
+
+def a_vocabulary_without_an_end():
+    for path in Path("run").glob("*.pt"):
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save(checkpoint | {"chars": checkpoint["chars"].replace(">", "?")}, path)
+
+
 EVERY_PAIR = ";".join(f"{a},{b}" for a in range(10) for b in range(a, 10))
 RESUME = "--out_dir=run --init_from=resume"
 AGAIN = "python data/as_math/prepare.py"
@@ -126,6 +136,7 @@ REFUSED = [
     (TRAIN, "--max_iters=ten", None, ["max_iters", "whole number", "ten"]),
     (TRAIN, "--max_iters=1.5", None, ["max_iters", "whole number", "1.5"]),
     (TRAIN, "--learning_rate=fast", None, ["learning_rate", "number", "fast"]),
+    (TRAIN, "--device=True", None, ["device", "a string", "auto"]),
     (TRAIN, "--overwrite=yes", None, ["overwrite", "True or False", "yes"]),
     (TRAIN, "--fast=auto", None, ["fast", "True or False", "auto"]),
     (TRAIN, "--max_iters", None, ["max_iters", "needs a value"]),
@@ -195,8 +206,8 @@ REFUSED = [
     (MATH, "--out_dir=run --plot=grid", None, ["plot='grid'", ".png or .pdf"]),
     (MATH, "--out_dir=run --plot=nowhere/grid.png", None, ["plot='nowhere/grid.png'", "folder"]),
     (REPORT, "--root_dir=data", None, ["data holds no runs", "experiments/seeds.py"]),
-    (REPORT, "--root_dir=. --readme=nowhere.md", None, ["cannot read nowhere.md"]),
-    (REPORT, "--root_dir=. --readme=mine.md", write("mine.md", b"mine"), ["mine.md has no table"]),
+    (REPORT, f"--root_dir={ROOT}/results --readme=nowhere.md", None, ["cannot read nowhere.md"]),
+    (REPORT, f"--root_dir={ROOT}/results --readme=mine.md", write("mine.md", b"mine"), ["mine.md has no table"]),
     (EXPERIMENT, "mine.py --root_dir=run/run.json", write("mine.py", b"runs = [{'config': 'math_mini_14'}]"), ["run/run.json", "cannot make"]),
 
     # Devices
@@ -302,6 +313,8 @@ REFUSED = [
     (GRIDS, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
     (TABLES, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
     (TABLES, "--root_dir=.", None, ["none of the runs"]),
+    (REPORT, "--root_dir=.", a_cell_that_is_not_complete, ["holds no runs"]),
+    (MATH, "--out_dir=run", a_vocabulary_without_an_end, ["was not trained on this task", "'>'"]),
     (TABLES, "--root_dir=.", write("seeds/runs.csv", b"run,n_embd\nmath_mini_14,14\n"), ["seeds", "damaged", "evaluations.csv.gz"]),
 ]
 

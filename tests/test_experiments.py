@@ -180,6 +180,16 @@ def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, projec
     assert script(*command).stdout == "1 of 1 runs complete, 1 at a time\n"
 
 
+def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, in_tmp):
+    Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 1_000_000}]\n")
+    process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 1 and stderr == "stopped; the same command goes on\n"
+
+
 def test_the_time_left_takes_a_run_without_a_pace_to_be_like_the_others():
     assert run_experiment.time_left({"a": 10.0, "b": 10.0}, {}, 1) is None
     assert run_experiment.time_left({"a": 10.0, "b": 10.0, "c": 20.0}, {"a": 1.0, "b": 3.0}, 2) == (10 + 30 + 40) / 2

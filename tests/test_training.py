@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import PATIENCE, SHORT, refused
 
+import train_with_eval
 from study.batches import Batches, load_splits
 from study.run_folder import BEST, find_checkpoint, load_model
 from study.update import build, get_lr, make_eager_train, make_update
@@ -237,6 +238,15 @@ def test_a_run_that_is_stopped_saves_where_it_is_and_says_how_to_go_on(start, ca
     assert call("train_with_eval.py", *more, "--out_dir=run", "--init_from=resume").returncode == 0
     assert call("train_with_eval.py", *more, "--out_dir=whole").returncode == 0
     assert same_run("whole", "run")
+
+
+def test_the_command_that_goes_on_keeps_the_config_file(monkeypatch):
+    for before, after in [
+        ("t.py --overwrite config/a.py --seed 3", "t.py config/a.py --seed 3"), ("t.py --overwrite True config/a.py", "t.py config/a.py"),
+        ("t.py config/a.py --init_from scratch --fast=False", "t.py config/a.py --fast=False"), ("t.py --overwrite=True a.py", "t.py a.py"),
+    ]:
+        monkeypatch.setattr(sys, "argv", before.split())
+        assert train_with_eval.resume_command(1) == f"python {after} --init_from=resume"
 
 
 def test_resuming_repairs_a_results_file_that_was_cut(call, in_tmp):
