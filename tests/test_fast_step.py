@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from model import GPT, GPTConfig
 from study import fast_step
 from study.batches import load_splits
 from study.device import cpu_info
+from study.run_folder import load_model
 
 needs_a_compiler = pytest.mark.skipif(fast_step.find_compiler() is None, reason="needs a C compiler")
 DATASETS = {"as_math": (17, 9), "facts_char": (51, 24), "both_math_and_facts": (66, 24)}  # vocabulary, block
@@ -53,6 +55,10 @@ def fast(cfg, windows, model, optimizer):
     step, how = fast_step.load_step(model.config, next(model.parameters()).dtype)
     assert step is not None, how
     return fast_step.make_fast_train(model, optimizer, windows, cfg, step)
+
+
+def fast_updates(cfg, windows, model, optimizer, indices, lrs):
+    fast(cfg, windows, model, optimizer)(indices, lrs)
 
 
 def draw(windows, updates, batch_size, seed=0):
@@ -120,6 +126,26 @@ def test_in_float32_it_is_pytorchs_step_but_for_rounding(project, dataset, width
     plain_updates(*theirs, indices[1:], [1e-3] * 9)
     train(indices[1:], [1e-3] * 9)
     assert distance(ours[2].parameters(), theirs[2].parameters()) < 1e-4
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("run, dataset", [("math_mini_14", "as_math"), ("facts_mini_28", "facts_char")])
+def test_of_a_trained_model_the_gradient_is_as_near_to_float64s_as_pytorchs_within_a_factor_of_three(project, run, dataset):
+    [path] = (ROOT / "results/paper" / run).glob("ckpt*.pt")
+    cfg, windows, *_ = setting(dataset, 1, torch.float32, grad_clip=0.0)
+    indices = draw(windows, 10, 882)
+    off = {"C step": [], "PyTorch": []}  # from the gradient in float64
+    for batch in indices.split(1):
+        def gradients(updates, dtype):
+            model = load_model(path, torch.device("cpu"))[0].to(dtype)
+            updates(cfg, windows, model, model.configure_optimizer(0.0, 0.0, (0.9, 0.99)), batch, [0.0])
+            return [p.grad.double() for p in model.parameters()]
+
+        exact = gradients(plain_updates, torch.float64)
+        off["C step"].append(distance(gradients(fast_updates, torch.float32), exact))
+        off["PyTorch"].append(distance(gradients(plain_updates, torch.float32), exact))
+    ours, theirs = map(statistics.median, off.values())
+    assert 0 < ours < 3 * theirs and ours < 5e-5
 
 
 @needs_a_compiler
