@@ -87,6 +87,9 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
     assert row_of(text, "C step, float32")[1:3] == ["1 of 2 (50%, 9 to 91)", "+50 points (-27 to +91; Fisher's exact test p = 1)"]
     assert row_of(text, "C step, float32")[5:] == ["75%", "0.750 (0.725 to 0.775)"]  # of seeds 1 and 2, which all have
     assert row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2") and row_of(text, "PyTorch, float32")[2] == "–"
+    assert "Each interval of the differences holds 0" in text and "the step or the precision matters" in report.steps(
+        {name.replace("SEED", str(seed)): WHOLE if "fast" in name else MEMORY for seed in range(9) for name in (
+            "math_mini_14_seed_SEED", *(f"math_mini_14_dtype_{dtype}_fast_False_seed_SEED" for dtype in ("float32", "bfloat16")))})
     assert "agree on whether a seed generalizes for\n1 of the 2." in text and "[a section below](#does-the-step-matter) asks" in text
     assert row_of(text, "14")[1:6] == ["100", "83.3", "3 of 3", "1 of 3", "–"]
 
