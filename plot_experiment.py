@@ -51,14 +51,14 @@ def plot_seeds(task, runs):
             [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
         if seeds and seeds[0].results["held_out_total"].any():
             share = np.mean([run.results["held_out_correct"] == run.results["held_out_total"] for run in seeds], axis=0)
-            label = "runs with all held out"
+            label = "share of runs with all held out right"
             [artists[label]] = ax.plot(iterations, 100 * share, color="0.2", linewidth=0.8, linestyle="--", label=label, zorder=4)
         ax.set_ylim(-3, 105)
         ax.grid(alpha=0.3)
     for ax in axes[1]:
         label_iterations(ax)
     for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy (%)")
+        ax.set_ylabel("accuracy or share (%)")
     legend = figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
     legend.set_title(f"lines: median of the runs; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
     return figure
@@ -108,34 +108,27 @@ def plot_map(runs):
     math, facts, both = (widths_of(runs, task) for task in ("math", "facts", "both"))
     if not math:
         return None
-    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
-    (apart, together), (loss_apart, loss_together) = axes
-    for ax, cells, what in ((apart, math, "trained"), (apart, math, "held_out"), (apart, facts, "facts"),
-                            (together, both, "trained"), (together, both, "held_out"), (together, both, "facts")):  # fmt: skip
+    figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.0), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
+    columns = (("arithmetic", math, ("trained", "held_out")), ("capitals", facts, ("facts",)), ("both", both, ("trained", "held_out", "facts")))
+    for (shares, losses), (task, cells, scored) in zip(axes.T, columns):
+        shares.set(title=f"trained on {task}", ylim=(-0.03, 1.05))
+        losses.set_xlabel("width n")
         if cells:
-            draw_shares(ax, cells, what)
-    for ax, cells, label, color, marker in ((loss_apart, math, "arithmetic", CURVES["add"][1], "o"),
-                                            (loss_apart, facts, "capitals", CURVES["facts"][1], "^"),
-                                            (loss_together, both, "both", "0.3", "D")):  # fmt: skip
-        if cells:
+            for what in scored:
+                draw_shares(shares, cells, what)
             low, median, high = np.array([quartiles([run.results["val_loss"].min() for run in seeds]) for seeds in cells.values()]).T
-            ax.errorbar(list(cells), median, [median - low, high - median], color=color, marker=marker,
-                        markersize=3, linewidth=1, elinewidth=0.6, capsize=1.5, label=label)
-    for ax, title in ((apart, "trained on arithmetic, or on capitals"), (together, "trained on both")):
-        ax.set_title(title)
-        ax.set_ylim(-0.03, 1.05)
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-    apart.set_ylabel("share of runs at the last evaluation")
-    loss_apart.set_ylabel("median lowest loss\n(nats per character)")
-    for ax in axes.flat:
-        label_widths(ax)
-        ax.grid(alpha=0.3)
-        if not ax.lines:
-            ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
-        else:
-            ax.legend(fontsize=7, loc="best")
-    for ax in axes[1]:
-        ax.set_xlabel("width n")
+            losses.errorbar(list(cells), median, [median - low, high - median], color="0.3", marker="D", markersize=2.5,
+                            linewidth=1, elinewidth=0.6, capsize=1.5)
+        for ax in (shares, losses):
+            label_widths(ax)
+            ax.grid(alpha=0.3)
+            if not cells:
+                ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].set_ylabel("share of runs that have at the\nlast evaluation (95% interval)")
+    axes[1, 0].set_ylabel("lowest loss\n(nats per character)")
+    artists = {label: artist for ax in axes[0] for artist, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
     return figure
 
 
@@ -156,11 +149,11 @@ def plot_held_out(runs):
             if wrong:
                 count, said = max(wrong)
                 text += f"   says {said} ({count} run{'s' * (count > 1)})"
-            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.6 else "black")
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])
-    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer (?: no number)")
+    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer, of equals one (?: no number)")
     return figure
 
 
@@ -171,25 +164,25 @@ def answer_to(problem):
 
 
 def plot_orders(runs):
-    """How many held-out problems n14 has right at the end, for each order of the lines and each seed; None without runs."""
+    """How many held-out samples n14 has right at the end, for each order of the lines and each seed; None without runs."""
     named = orders_of(runs)
     if not named:
         return None
     orders, seeds = (sorted({key[i] for key in named}) for i in (0, 1))
-    table = np.array([[named[order, seed].results["held_out_correct"][-1] / 10 if (order, seed) in named else np.nan
+    table = np.array([[named[order, seed].results["held_out_correct"][-1] if (order, seed) in named else np.nan
                        for order in orders] for seed in seeds])
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     ax.set_facecolor("0.85")  # where a run is missing
-    image = ax.imshow(table, cmap="Purples", vmin=0, vmax=4, aspect="auto")
+    image = ax.imshow(table, cmap="Purples", vmin=0, vmax=40, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
-            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value > 2.5 else "black")
+            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value > 25 else "black")
     ax.set_xticks(range(len(orders)), orders)
     ax.set_yticks(range(len(seeds)), seeds)
     ax.set(xlabel="order of the lines (line_seed)", ylabel="seed",
-           title="n14 on arithmetic: held-out problems right at the last evaluation, of four"
+           title="n14 on arithmetic: held-out samples right at the last evaluation, of 40"
            + " (grey: not run yet)" * bool(np.isnan(table).any()))
-    figure.colorbar(image, ax=ax, ticks=range(5), shrink=0.8)
+    figure.colorbar(image, ax=ax, ticks=range(0, 41, 10), shrink=0.8)
     return figure
 
 

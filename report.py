@@ -50,6 +50,11 @@ def trained(run):
     return all_right(run.results, "trained")
 
 
+def once(run):
+    """All held-out samples right, at any evaluation."""
+    return any(all_right(run.results, "held_out", at) for at in range(len(run.rows)))
+
+
 def everything_once(run):
     """All 200 sums and differences right, at any evaluation."""
     return any(all_right(run.results, "trained", at) and all_right(run.results, "held_out", at) for at in range(len(run.rows)))
@@ -165,9 +170,9 @@ def extrapolates(runs, cells):
     ours = [f"{at_its_best(runs[name], 'held_out'):.0f}" if name in runs else "not run yet" for name in ("math_mini_14", "math_mini_14_wd")]
     return [
         f"as the paper counts, at the evaluation with the most right answers, {words_of(n14, at_best)} of the runs of n14 have all 40",
-        f"held-out samples right: {rate_of(n14, at_best)}; {WD}, {rate_of(decayed, at_best)}.",
+        f"held-out samples right: {rate_of(n14, at_best)}; {WD}, {words_of(decayed, at_best)}: {rate_of(decayed, at_best)}.",
         "That is the best of 121 looks, and the held-out problems take part in the choice.",
-        f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {rate_of(decayed, generalizes)}.",
+        f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {words_of(decayed, generalizes)}: {rate_of(decayed, generalizes)}.",
         f"At their best the paper's two runs have 40 of 40, ours with its seed {ours[0]}, and {ours[1]} {WD}.",
     ]
 
@@ -180,7 +185,7 @@ def larger(runs, cells):
     fades = [f"n{n} {rate_of(seeds, generalizes)}, and {number(mean_percent(seeds, 'held_out'))}% of the held-out samples" for n, seeds in between.items()]
     return [
         f"at the last evaluation {words_of(every, generalizes)} of the {len(every)} runs of n28 and n56, {WD} and without, have all 40;",
-        f"at the best one {rate_of(every, at_best)}.", *change, f"Between them: {'; '.join(fades)}." if fades else "",
+        f"at the best one {rate_of(every, at_best)}; at one of the 121 at least {rate_of(every, once)}.", *change, f"Between them: {'; '.join(fades)}." if fades else "",
     ]
 
 
@@ -206,7 +211,7 @@ def together(cells):
         f"at the last evaluation {words_of(pooled, generalizes)} of the {len(pooled)} runs, {WD} and without, have all 40.",
         f"At the best one: {rates_of(every.values(), SMALL, at_best)}.",
         f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
-        f"(n14 has {number(mean_percent(every['n14'], 'trained'))}% of the trained sums and differences at the end: of it one cannot expect more.)"
+        f"(The runs of n14 have on average {number(mean_percent(every['n14'], 'trained'))}% of the trained sums and differences at the end: of them one cannot expect more.)"
         if every["n14"] else "",
     ]
 
@@ -228,12 +233,14 @@ def smallest(runs):
     can = [n for n, seeds in widths.items() if any(map(everything_once, seeds))]
     if min(widths) == 14 or not can:
         return ["the widths below 14 are not run yet with many seeds."]
+    ours = [n for n in widths if f"math_mini_{n}" in runs and everything_once(runs[f"math_mini_{n}"])]
     rest = {n: seeds for n, seeds in widths.items() if n < can[0]}
     above = {n: seeds for n, seeds in widths.items() if n >= can[0]}
     return [
         f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to.",
         "Runs that have all 200 problems right, held-out ones included, at one of their evaluations at least:",
         f"{rates_of(above.values(), (f'n{n}' for n in above), everything_once)}.",
+        f"With the paper's seed they are: {', '.join(f'n{n}' for n in ours)}." if ours else "",
         f"Of the {sum(map(len, rest.values()))} runs of smaller widths, n{min(rest)} to n{max(rest)}, none." if rest else "",
     ]
 
@@ -245,7 +252,7 @@ def beyond(cells):
         return ["not run yet."]
     add, sub = ([100 * int(run.info[f"beyond_{group}"]) / 3000 for run in runs] for group in ("add", "sub"))
     return [
-        f"asked for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize, {WD} and without,",
+        f"asked at the end of training for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize, {WD} and without,",
         f"have {spread(add, '%')} of the additions right and {spread(sub, '%')} of the subtractions (median and quartiles),",
         f"at most {max(add):.2f}% and {max(sub):.2f}%.",
         f"The paper has 0% and 4.75%; {sum(share > 4.75 for share in sub)} of the runs have more of the subtractions.",
@@ -265,7 +272,7 @@ def paper_table(runs, grid, task, suffix):
              "held_out": f"({HELD_OUT}), of 40"}  # fmt: skip
     heading = ["model", "seeds", *(names[column] for column in columns)]
     if "held_out" in columns:
-        heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes", "share of late evaluations with all 40"]
+        heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes", "late evaluations with all 40, mean"]
     rows = [heading]
     for panel in SIZES:
         theirs = paper[panel][1:][suffix == "_wd"].split()
@@ -279,7 +286,7 @@ def paper_table(runs, grid, task, suffix):
         if "held_out" in columns:
             cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), late_percent(seeds) if seeds else "–"]
         rows.append([panel, str(len(seeds)), *cells])
-    return markdown(f"{titles[suffix == '_wd']}{' (weight decay 0.1, no dropout)' * bool(suffix)}. At the best evaluation: paper / "
+    return markdown(f"{titles[suffix == '_wd']}{' (weight decay 0.1)' * bool(suffix)}. At the best evaluation: paper / "
                     "our run with seed 1337 / median of the seeds (quartiles, where they differ)", rows)
 
 
@@ -309,8 +316,8 @@ def capacity(runs):
         rows.append([str(n), *means, *shares])
     return "\n\n".join([
         "## The map of capacity",
-        "One layer of width n, no weight decay: the accuracy at the last evaluation, and how many runs have every sample right;\n"
-        "the figure has the 95% intervals, and below the median of the runs' lowest losses (on the text they are trained on).",
+        "One layer of width n, no weight decay: the share of runs that have every sample right at the last evaluation, with its 95% interval,\n"
+        "and below the runs' lowest losses on the text that they are trained on, median and quartiles.",
         "![The map of capacity](results/map.png)",
         "The accuracy at the end: the mean of a width's runs as a line, each run as a dot, darker where several are:",
         "![Accuracy at the end of training against the width](results/accuracy.png)",
@@ -332,7 +339,7 @@ def orders(runs):
     says = [
         f"n14 on arithmetic in {len(lines)} orders of the text's lines, each with the seeds {seeds[0]} to {seeds[-1]}:",
         f"{rate_of(every, generalizes)} generalize. How many of an order's {len(seeds)} runs do:",
-        ", ".join(f"{right} in {count} orders" if i == 0 else f"{right} in {count}" for i, (right, count) in enumerate(sorted(counts.items()))) + ".",
+        ", ".join(f"{right} of {len(seeds)} in {count} orders" for right, count in sorted(counts.items())) + ".",
     ]
     if paper:
         says.append(f"In the paper's order {rate_of(paper, generalizes)} do,")
@@ -346,11 +353,11 @@ def orders(runs):
             *shares, rest = two_way_shares(table)
             ps = permutation_p(table)
             explained = [f"{100 * share:.0f}% (p = {p:.2g})" for share, p in zip(shares, ps)]
-            verdicts.append(f"{'more' if ps[0] < 0.05 else 'no more'} of {what} than chance could")
+            verdicts.append(f"{'an' if ps[0] < 0.05 else 'no'} effect of the order on {what}")
             rows.append([what, *explained, f"{100 * rest:.0f}%"])
         rows.append(["to be expected by chance alone", *(f"{100 * share:.0f}%" for share in (*chance, 1 - sum(chance)))])
         parts.append(markdown("How much of the variance each explains (p by permutation)", rows))
-        parts.append(f"The order explains {', and '.join(verdicts)}.")
+        parts.append(f"These runs show {', and '.join(verdicts)}.")
     return "\n\n".join([*parts, "![Held-out problems by order and seed](results/orders.png)"])
 
 
@@ -371,9 +378,11 @@ def pairs(runs):
     ]
     for when, holds in (("At the last evaluation", generalizes), ("At the best one", at_best)):
         share = {pair: np.mean([holds(run) for run in seeds]) for pair, seeds in cells.items()}
+        fewest = min(map(len, cells.values()))
+        of_pair, _ = permutation_p([[holds(run) for run in seeds[:fewest]] for seeds in cells.values()])
         text = (f"{when} the share of runs with all 40 goes from {100 * min(share.values()):.0f}% to {100 * max(share.values()):.0f}% among the other "
                 f"pairs; {sum(map(bool, share.values()))} of {len(cells)} have such a run,\nand of all their runs "
-                f"{sum(map(holds, others))} of {len(others)} are.")
+                f"{sum(map(holds, others))} of {len(others)} are. That they are all alike has p = {of_pair:.2g} (permutation test).")
         if paper:
             place = 1 + sum(value > np.mean([holds(run) for run in paper]) for value in share.values())
             text += f" The paper's pair, with {rate_of(paper, holds)}, has rank {place} among the {len(cells) + 1}."
@@ -395,7 +404,7 @@ def steps(runs):
     intervals = [difference(*counts(seeds, plain, holds)) for seeds in (fast, bfloat16) for holds in (generalizes, at_best)]
     told = any(not low <= 0 <= high for low, high in intervals)
     rows = [["step", "generalizes", "against PyTorch in float32", "all 40 at the best evaluation", "against PyTorch in float32",
-             "late evaluations with all 40", "lowest loss, nats a token"]]  # fmt: skip
+             "late evaluations with all 40, mean", "lowest loss, nats per character: median (quartiles)"]]  # fmt: skip
     for step, seeds in made.items():
         cells = [cell for holds in (generalizes, at_best)
                  for cell in (rate_of(seeds, holds), "–" if seeds is plain else compared(seeds, plain, holds))]
@@ -403,7 +412,7 @@ def steps(runs):
     alike = sum(generalizes(a) == generalizes(b) for a, b in zip(fast, plain))
     return "\n\n".join([
         "## Does the step matter?",
-        f"n14 on arithmetic, with the same {len(shared)} seeds each. A seed gives all three the same initial weights and the same batches: they differ\n"
+        f"n14 on arithmetic, with the {len(shared)} seeds that all three have. A seed gives all three the same initial weights and the same batches: they differ\n"
         "in rounding, which training amplifies. The C step and PyTorch in float32 agree on whether a seed generalizes for\n"
         f"{alike} of the {len(shared)}. With all seeds that the C step has, {rate_of(every, generalizes)} generalize.",
         "In float32 the gradient of a trained model is off from that in float64 by a few parts in 100,000, the C step's less than three times as\n"
@@ -432,7 +441,8 @@ columns mean.
 
 - Each problem is asked ten times at a temperature of 0.01, so that the ten answers are nearly always the same: 40
   held-out samples right are four problems right.
-- A run **generalizes** if all 40 are right at its last evaluation, at iteration 30,000. The paper counts the best
+- A run **generalizes** if all 40 are right at its last evaluation, at iteration 30,000, whatever it has of the problems
+  that it was trained on. The paper counts the best
   evaluation of 121, the one with the most right answers over all problems (a run can have all 40 at another); we give
   both, and the share of the 41 evaluations from iteration 20,000 on that have all 40.
 - The held-out problems count among the additions and subtractions: a model that has all others right and these wrong
@@ -441,8 +451,9 @@ columns mean.
   are the first ones, 1, 2, 3 and so on, none chosen. A cell says how many runs it has so far, and with few its interval
   is wide.
 - `17 of 20 (85%, 64 to 95)` is a share with its 95% interval (Wilson); differences have Newcombe's.
-- {made}. The C step is our own implementation of the update, tested against PyTorch's; whether it gives the same
-  shares, {"[a section below](#does-the-step-matter)" if steps(runs) else "`experiments/steps.py`"} asks.
+- Most runs were made by our own implementation of the update in C, the C step, which is tested against PyTorch's; whether it gives
+  the same shares, {"[a section below](#does-the-step-matter)" if steps(runs) else "`experiments/steps.py`"} asks. {made}.
+- n14, n28 and n56 have no dropout. (The MLT has 0.2, and weight decay 0.1, in tables 2 to 4; in 5 to 7 it has weight decay alone.)
 
 {summary(runs)}
 
