@@ -240,7 +240,7 @@ def smallest(runs):
         f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to.",
         "Runs that have all 200 problems right, held-out ones included, at one of their evaluations at least:",
         f"{rates_of(above.values(), (f'n{n}' for n in above), everything_once)}.",
-        f"With the paper's seed they are: {', '.join(f'n{n}' for n in ours)}." if ours else "",
+        f"With the paper's seed: {', '.join(f'n{n}' for n in ours)}." if ours else "",
         f"Of the {sum(map(len, rest.values()))} runs of smaller widths, n{min(rest)} to n{max(rest)}, none." if rest else "",
     ]
 

@@ -72,7 +72,7 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
         "Between them: n20 0 of 1 (0%, 0 to 79), and 0% of the held-out samples.",
         "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points",
         "n13 can too. Runs that have all 200 problems right",
-        "n13 1 of 1 (100%, 21 to 100); n14 3 of 3 (100%, 44 to 100). With the paper's seed they are: n14. Of the 1 runs of smaller widths, n2 to n2, none.",
+        "n13 1 of 1 (100%, 21 to 100); n14 3 of 3 (100%, 44 to 100). With the paper's seed: n14. Of the 1 runs of smaller widths, n2 to n2, none.",
         "the 2 runs of n14 that generalize, with weight decay 0.1 and without, have 0% of the additions right and 6% of the subtractions",
         "at most 0.00% and 6.00%. The paper has 0% and 4.75%; 2 of the runs have more of the subtractions.",
         "2 of 4 (50%, 15 to 85) generalize",
