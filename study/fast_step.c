@@ -134,7 +134,7 @@ INLINE vec exp_(vec x) {
         return x;
     }
     // x = n ln 2 + r with |r| <= ln 2 / 2: 1.5 * 2^23 rounds x / ln 2 to n and leaves n in the low bits.
-    typedef int bits __attribute__((vector_size(VECTOR_BYTES)));
+    typedef unsigned bits __attribute__((vector_size(VECTOR_BYTES)));
     vec shifted = fma_(x, all((real)1.44269504), all((real)12582912)), n = shifted - (real)12582912;
     vec r = fma_(n, all((real)-0.693359375), x);
     r = fma_(n, all((real)2.12194440e-4), r);
@@ -154,7 +154,7 @@ INLINE void gelu(vec x, vec *y, vec *slope) {
     vec density = exp_(x * x * (real)-0.5), below; // below: the normal distribution function of -|x|
     if (sizeof(real) == 8) {
         EACH(l, W) below[l] = erfc(fabs(x[l]) * 0.70710678118654752) / 2;
-    } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7
+    } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7, and 5e-7 as rounded here
         vec t = 1 / fma_(PICK(x < 0, -x, x), all((real)0.23164189), all(1));
         below = fma_(t, all((real)1.061405429), all((real)-1.453152027));
         below = fma_(t, below, all((real)1.421413741));

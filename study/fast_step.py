@@ -54,8 +54,8 @@ def cache_folder():
     return Path(tempfile.mkdtemp(prefix="too-big-to-think-"))
 
 
-def compile_step(config, dtype, compiler, native, folder):
-    """Path of the shared library for a GPTConfig and torch.float32 or float64, compiled unless `folder` holds it.
+def compile_step(config, dtype, compiler, native, folder, anew=False):
+    """Path of the shared library for a GPTConfig and torch.float32 or float64, compiled anew or unless `folder` holds it.
 
     Raises subprocess.CalledProcessError, with what the compiler said, or OSError.
     """
@@ -66,7 +66,7 @@ def compile_step(config, dtype, compiler, native, folder):
     if native:
         key += [line for line in cpu_info().splitlines() if line.startswith(("model name", "flags", "Features"))]
     library = folder / f"step-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.so"
-    if not library.exists():
+    if anew or not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as building:  # another process may be at it too
             built = Path(building) / library.name
             subprocess.run([*command, str(SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True, text=True)
@@ -90,8 +90,7 @@ def load_step(config, dtype=torch.float32):
                 try:
                     library = ctypes.CDLL(str(path))
                 except OSError:  # damaged
-                    path.unlink()
-                    library = ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder)))
+                    library = ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder, anew=True)))
                 break
             except subprocess.CalledProcessError as error:
                 said = next((line for line in error.stderr.splitlines() if "error" in line), "it failed")
