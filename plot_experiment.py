@@ -79,17 +79,17 @@ def plot_accuracy(runs):
             mean = [np.mean(of_runs) for of_runs in percents.values()]
             ax.plot(list(percents), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
     ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
-    label_widths(ax)
+    label_widths(ax, cells["math"])
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return figure
 
 
-def label_widths(ax):
+def label_widths(ax, widths):
     ax.set_xscale("log")
     ax.set_xticks([1, 2, 4, 8, 14, 28, 56], ["1", "2", "4", "8", "14", "28", "56"])  # with the paper's sizes
     ax.minorticks_off()
-    ax.set_xlim(0.9, 72)
+    ax.set_xlim(0.9, max(72, 1.12 * max(widths)))
 
 
 def draw_shares(ax, cells, what):
@@ -106,7 +106,7 @@ def draw_shares(ax, cells, what):
 def plot_map(runs):
     """Over the width n: which shares of runs have learned everything, and their lowest loss below; None without runs."""
     math, facts, both = (widths_of(runs, task) for task in ("math", "facts", "both"))
-    if not math:
+    if not (math or facts or both):
         return None
     figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.0), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
     columns = (("arithmetic", math, ("trained", "held_out")), ("capitals", facts, ("facts",)), ("both", both, ("trained", "held_out", "facts")))
@@ -120,7 +120,7 @@ def plot_map(runs):
             losses.errorbar(list(cells), median, [median - low, high - median], color="0.3", marker="D", markersize=2.5,
                             linewidth=1, elinewidth=0.6, capsize=1.5)
         for ax in (shares, losses):
-            label_widths(ax)
+            label_widths(ax, [*math, *facts, *both])
             ax.grid(alpha=0.3)
             if not cells:
                 ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
@@ -216,7 +216,7 @@ if __name__ == "__main__":
     figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs),
                 "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
     if not any(figures.values()):
-        fail(f"{cfg.root_dir} holds no runs with several seeds: python run_experiment.py experiments/seeds.py makes them")
+        fail(f"{cfg.root_dir} holds no runs that a figure shows: python run_experiment.py experiments/seeds.py makes some")
     for name, figure in figures.items():
         if figure:
             many_lines = name.startswith("seeds") or name == "held_out"

@@ -25,6 +25,7 @@ CURVES = {
     "facts": (GROUPS["facts"], "#009E73", 1.2),
     "held_out": ("held out", "#CC79A7", 0.8),
 }
+MOST_PIXELS = 8_000  # width or height of a figure
 PERFECT = "addition and subtraction at 100%"
 
 
@@ -78,6 +79,7 @@ def draw_answers(tables):
 def save_figure(figure, path, dpi=400):
     """Writes a figure as what the path's suffix says, .png or .pdf, and says so. dpi: fewer for many lines, which compress badly."""
     buffer = io.BytesIO()
+    dpi = min(dpi, MOST_PIXELS / max(figure.get_size_inches()))
     options = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {"dpi": dpi}  # the same bytes at any time
     figure.savefig(buffer, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.03, **options)
     write_files({path: buffer.getvalue()})

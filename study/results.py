@@ -248,8 +248,9 @@ def find_runs(root_dir, suffix):
     names = [name for panels in grids.values() for name in panels.values()]
     missing = [name for name in names if name not in runs]
     if missing == names:
-        fail(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: train one, "
-             f"python train_with_eval.py config/train_{names[0]}.py, or set --root_dir")
+        fail(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: "
+             + (f"train one, python train_with_eval.py config/train_{names[0]}.py, or set --root_dir" if config_params(names[0])
+                else f"there are no configs of these names, and --suffix={suffix} is not _wd"))
     for name in missing:
         print(f"not run yet: {name} (python train_with_eval.py config/train_{name}.py)", file=sys.stderr)
     return grids, runs

@@ -311,6 +311,7 @@ REFUSED = [
     (GRIDS, "", None, ["math_mini_14", "train_with_eval.py"]),
     (GRIDS, "--suffix=_wd", None, ["math_mini_14_wd", "train_with_eval.py"]),
     (GRIDS, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
+    (GRIDS, "--suffix=wd", None, ["no configs", "--suffix=wd is not _wd"]),
     (TABLES, "--root_dir=nowhere", None, ["nowhere", "does not exist"]),
     (TABLES, "--root_dir=.", None, ["none of the runs"]),
     (REPORT, "--root_dir=.", a_cell_that_is_not_complete, ["holds no runs"]),

@@ -145,6 +145,11 @@ def test_the_map_shows_shares_with_their_intervals():
     assert apart.get_xscale() == "log" and figure.axes[3].get_xlabel() == "width n" and len(figure.legends[0].get_texts()) == 2
 
 
+def test_a_width_beyond_the_papers_is_in_the_map_and_capitals_alone_are_a_map():
+    assert plot_experiment.plot_map(RUNS | {"math_mini_128_seed_1": MEMORY}).axes[5].get_xlim()[1] > 128
+    assert plot_experiment.plot_map({"both_mini_15_seed_1": MEMORY}).axes[0].texts[0].get_text() == "not run yet"
+
+
 def test_the_matrix_tells_which_problem_fails_and_with_what():
     figure = plot_experiment.plot_held_out(RUNS)
     texts = [text.get_text() for text in figure.axes[0].texts]
