@@ -58,7 +58,7 @@ def plot_seeds(task, runs):
     for ax in axes[1]:
         label_iterations(ax)
     for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy or share (%)")
+        ax.set_ylabel("accuracy (%)" if task == "facts" else "accuracy or share (%)")
     legend = figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
     legend.set_title(f"lines: median of the runs; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
     return figure
