@@ -111,7 +111,7 @@ def train_stacks(experiment, folders, waiting, done, device, finish):
 
     A run that cannot go on in its stack is left as it is, and so are the runs of one that does not fit into memory.
     """
-    memory = torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else 8e9
+    memory = torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else 8e9  # half of what is free
     asked = catch_stop()
     for names in stacks_of({name: experiment[name] for name in waiting}, done, device, memory):
         cfgs = []
@@ -126,7 +126,7 @@ def train_stacks(experiment, folders, waiting, done, device, finish):
             print(f"note: {len(names)} runs like {names[0]} do not fit into memory together; they train one by one", file=sys.stderr)
             continue
         if asked:
-            sys.exit(128 + asked[0])
+            break
         for name, cfg in zip(names, cfgs):
             if cfg in ended:
                 finish(name)
