@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from study.figures import TWO_COLUMNS, draw_accuracies, label_iterations, plt, save_figure, titled
-from study.results import config_params, find_runs
+from study.results import config_params, find_runs, how_far
 from study.settings import configure
 
 root_dir = "."  # folder of runs or of experiments; the grids are written there
@@ -24,7 +24,7 @@ def plot_grid(panels, runs, title=""):
     artists = {}
     for ax, (panel, name) in zip(axes.flat, panels.items()):
         if name in runs:
-            ax.set_title(titled(panel, runs[name].info["num_params"]))
+            ax.set_title(titled(panel, runs[name].info["num_params"], how_far(runs[name])))
             artists |= draw_accuracies(ax, runs[name].results)
         else:
             ax.set_title(titled(panel, config_params(name)))

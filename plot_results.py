@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from study.figures import COLUMN, draw_accuracies, label_iterations, plt, save_figure, titled
-from study.results import num_params, read_results
+from study.results import how_far, read_run
 from study.settings import configure, fail
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
@@ -17,12 +17,13 @@ format = "png"  # or pdf, for print
 
 def plot_run(folder, log_x):
     """Figure of one run: accuracies on the left axis, validation loss on the right one."""
-    results = read_results(folder)
+    run = read_run(folder)
+    results = run.results
     if log_x and results["iter"].max() <= 0:
         fail(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
     figure, ax = plt.subplots(figsize=(COLUMN, 2.2))
     artists = draw_accuracies(ax, results)
-    ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, num_params(folder)))
+    ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, run.info["num_params"], how_far(run)))
     if log_x:
         ax.set_xscale("log", nonpositive="mask")  # iteration 0 has no place on it
     label_iterations(ax)

@@ -13,7 +13,8 @@ import numpy as np
 from data.tasks import HELD_OUT
 from study.files import write_files
 from study.results import (
-    SIZES, all_right, best_evaluation, by_seed, late_evaluations, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of,
+    GRIDS, SIZES, all_right, best_evaluation, by_seed, how_far, late_evaluations, orders_of, pairs_of, published_runs, read_runs,
+    right_and_total, seeds_of, widths_of,
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
@@ -259,14 +260,16 @@ def beyond(cells):
     ]
 
 
-def tables(runs):
-    grids = (("math", "math"), ("facts", "facts"), ("combined", "both"))
-    parts = [paper_table(runs, grid, task, suffix) for suffix in ("", "_wd") for grid, task in grids]
+def tables(runs, unfinished):
+    parts = [paper_table(runs, unfinished, grid, task, suffix) for suffix in ("", "_wd") for grid, task in GRIDS.items()]
     return "## The paper's tables with many seeds\n\n" + "\n\n".join(parts)
 
 
-def paper_table(runs, grid, task, suffix):
-    """A table of the paper with, in each cell, the paper's number, our run with the paper's seed, and many seeds."""
+def paper_table(runs, unfinished, grid, task, suffix):
+    """A table of the paper with, in each cell, the paper's number, our run with the paper's seed, and many seeds.
+
+    unfinished: {name: Run} that may stand in for such a run with the paper's seed, if each cell says so.
+    """
     titles, columns, paper = TABLES[grid]
     names = {"add": "addition, %", "sub": "subtraction, %", "facts": "capitals, %", "combined": "combined, %",
              "held_out": f"({HELD_OUT}), of 40"}  # fmt: skip
@@ -277,10 +280,11 @@ def paper_table(runs, grid, task, suffix):
     for panel in SIZES:
         theirs = paper[panel][1:][suffix == "_wd"].split()
         name = f"{task}_mini_{SIZES[panel]}{suffix}"
-        seeds, ours = seeds_of(runs, name), runs.get(name)
+        seeds, ours = seeds_of(runs, name), runs.get(name, unfinished.get(name))
+        part = f" ({how_far(ours)})" if ours and how_far(ours) else ""
         cells = []
         for column, their in zip(columns, theirs):
-            one = number(at_its_best(ours, column)) if ours else "–"
+            one = number(at_its_best(ours, column)) + part if ours else "–"
             many = spread([at_its_best(run, column) for run in seeds]) if seeds else "–"
             cells.append(f"{number(float(their.rstrip('%').split('/')[0]))} / {one} / {many}")
         if "held_out" in columns:
@@ -423,10 +427,11 @@ def steps(runs):
     ])
 
 
-def introduction(runs):
+def introduction(runs, unfinished):
     many = [name for name in runs if "_seed_" in name]
     machines = Counter(machine for run in runs.values() for machine in run.info["made_on"].split("; ") if machine)
-    mlt = "has runs with the paper's seed" if any("_mini_mlt" in name for name in runs) else "needs a GPU and is not run yet"
+    complete, partly = (sum("_mini_mlt" in name for name in some) for some in (runs, unfinished))
+    mlt = f"has {complete} of its six runs to the end and {partly} in part" if complete or partly else "needs a GPU and is not run yet"
     made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
     return f"""# Results: how often what the paper saw once comes about
 
@@ -477,20 +482,23 @@ python report.py
 Each goes on with what the tables in `results/` lack; `--root_dir=again` behind each makes all anew, in another folder."""
 
 
-def report(runs):
+def report(runs, unfinished):
+    """RESULTS.md of {name: Run}, and of runs that are not complete, of which it has those with the names of the paper's."""
     drawn = {task for task, _, _ in (key for key, seeds in cells_of(runs).items() if seeds)}
     figures = [f"![{what}: accuracy over iterations](results/seeds_{task}.png)"
                for task, what in (("facts", "Capitals"), ("both", "Both")) if task in drawn]
-    parts = [introduction(runs), claims(runs), tables(runs), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
+    parts = [introduction(runs, unfinished), claims(runs), tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 if __name__ == "__main__":
     cfg = configure(globals())
-    runs = published_runs(Path(cfg.root_dir))
+    root = Path(cfg.root_dir)
+    runs = published_runs(root)
     if not runs:
         fail(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
-    files = {Path(cfg.path): report(runs)}
+    unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
+    files = {Path(cfg.path): report(runs, unfinished)}
     if cfg.readme:
         table = summary(runs)
         title = re.escape(table.splitlines()[0])

@@ -29,8 +29,10 @@ MOST_PIXELS = 8_000  # width or height of a figure
 PERFECT = "addition and subtraction at 100%"
 
 
-def titled(name, num_params):
-    return f"{name} ({int(num_params):,} parameters)" if num_params else name
+def titled(name, num_params, unfinished=""):
+    """n14 (1,456 parameters), and of a run that how_far() says is not complete where it is."""
+    what = ([f"{int(num_params):,} parameters"] if num_params else []) + ([unfinished] if unfinished else [])
+    return f"{name} ({', '.join(what)})" if what else name
 
 
 def label_iterations(ax):

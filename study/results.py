@@ -35,9 +35,10 @@ class Run(NamedTuple):
     results: dict  # columns() of them
 
 
-def read_results(folder):
-    """columns() of <folder>/results.csv."""
-    return columns(read_rows(Path(folder) / "results.csv"))
+def read_run(folder):
+    """The Run, complete or not, that a folder holds."""
+    rows = read_rows(Path(folder) / "results.csv")
+    return Run(read_info(Path(folder)), rows, columns(rows))
 
 
 def read_rows(path):
@@ -91,10 +92,7 @@ def read_runs(root_dir):
     if not root.is_dir():
         fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
     runs = published_runs(root)
-    for path in sorted(root.glob("*/results.csv")):
-        rows = read_rows(path)
-        runs[path.parent.name] = Run(read_info(path.parent), rows, columns(rows))
-    return runs
+    return runs | {path.parent.name: read_run(path.parent) for path in sorted(root.glob("*/results.csv"))}
 
 
 def published_runs(root):
@@ -133,6 +131,12 @@ def read_info(folder):
         "num_params": num_params(folder),
         "made_on": "; ".join(dict.fromkeys(map(describe, parts))),
     }
+
+
+def how_far(run):
+    """Where a run is that has not come to its end, such as "at 6,000 of 30,000"; "" of one that has, or that does not tell."""
+    last, most = int(run.results["iter"][-1]), int(run.info["max_iters"])
+    return f"at {last:,} of {most:,}" if last < most else ""
 
 
 def best_evaluation(results):

@@ -1,7 +1,7 @@
 """The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
 
 from data.tasks import HELD_OUT
-from study.results import LATE, best_evaluation, config_params, late_evaluations, right_and_total
+from study.results import LATE, best_evaluation, config_params, how_far, late_evaluations, right_and_total
 
 HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
@@ -46,10 +46,8 @@ def of_one_run(runs, name, columns):
     if name not in runs:
         return ["not run yet"] * (len(columns) + 1 + held_out)
     results = runs[name].results
-    at, last = best_evaluation(results), results["iter"][-1]
-    best_at = f"{results['iter'][at]:,.0f}"
-    if last < int(runs[name].info["max_iters"]):
-        best_at += f" (so far, at {last:,.0f})"
+    at, unfinished = best_evaluation(results), how_far(runs[name])
+    best_at = f"{results['iter'][at]:,.0f}" + f" (so far, {unfinished})" * bool(unfinished)
     late = [share(*late_evaluations(results))] if held_out else []
     return [score(results, column, at) for column in columns] + [best_at, *late]
 

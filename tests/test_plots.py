@@ -1,6 +1,7 @@
 """The figures show what results.csv holds: axes, labels, series and red dots, not only a file."""
 
 import csv
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ import pytest
 
 import plot_all_models
 import plot_results
-from study.results import find_runs, read_results
+from study.results import find_runs, read_run
 
 # The columns of the published runs: no held_out_*, no combined_acc.
 HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
@@ -108,6 +109,16 @@ def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
     assert n56.get_xlabel() == mlt.get_xlabel() == "iteration" and n14.get_ylabel() == "accuracy (%)"
 
 
+def test_a_run_that_is_not_complete_says_so_in_its_panel(project, tmp_path):
+    folder = write_results(tmp_path / "math_mini_mlt", math_rows())
+    made = {"config": {"max_iters": 30_000}, "num_params": 10_628_352, "iter_num": 1000, "seconds": {"training": 9.0},
+            "device": "cpu", "device_name": "Some CPU", "threads": 2, "dtype": "bfloat16", "torch": "9.9"}
+    (folder / "run.json").write_text(json.dumps(made))
+    grids, runs = find_runs(tmp_path, "")
+    titles = [plot_all_models.plot_grid(grids["math"], runs).axes[3].get_title(), plot_results.plot_run(folder, False).axes[0].get_title()]
+    assert titles == [f"{name} (10,628,352 parameters, at 1,000 of 30,000)" for name in ("MLT", "math_mini_mlt")]
+
+
 @pytest.mark.parametrize("suffix", ["", "_wd"])
 def test_the_grids_name_the_runs_that_are_missing(call, in_tmp, suffix):
     write_results(in_tmp / f"math_mini_14{suffix}", math_rows())
@@ -130,4 +141,4 @@ def test_a_last_line_that_is_cut_is_left_out_and_said_so(call, project, in_tmp):
         (folder / "results.csv").write_text(whole[:-cut])
         result = call("plot_results.py", "--model_folder=run")
         assert result.returncode == 0 and "last line" in result.stderr and "cut off" in result.stderr
-        assert np.array_equal(read_results(folder)["iter"], [0, 250, 500, 750])
+        assert np.array_equal(read_run(folder).results["iter"], [0, 250, 500, 750])

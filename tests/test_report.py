@@ -51,9 +51,17 @@ def row_of(text, first):
 
 
 def test_a_cell_has_the_papers_number_ours_and_that_of_the_seeds():
-    cells = row_of(report.paper_table(RUNS, "math", "math", ""), "n14")
+    cells = row_of(report.paper_table(RUNS, {}, "math", "math", ""), "n14")
     assert cells == ["n14", "3", "100 / 100 / 100", "100 / 100 / 100", "40 / 40 / 40", "3 of 3 (100%, 44 to 100)", "1 of 3 (33%, 6 to 79)", "67%"]
-    assert row_of(report.paper_table(RUNS, "math", "math", ""), "n56")[1:3] == ["0", "98 / – / –"]
+    assert row_of(report.paper_table(RUNS, {}, "math", "math", ""), "n56")[1:3] == ["0", "98 / – / –"]
+
+
+def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
+    part = a_run((0, 0, 0, None, 0, 2.8), (6000, 980, 970, None, 0, 0.6))
+    text = report.report(RUNS, {"math_mini_mlt": part, "math_mini_28": WHOLE, "math_mini_14_seed_3": part})
+    assert row_of(text, "MLT")[1:4] == ["0", "98 / 98 (at 6,000 of 30,000) / –", "98 / 97 (at 6,000 of 30,000) / –"]
+    assert row_of(text, "n28")[1:3] == ["1", "98 / 100 / 98"]
+    assert "has 0 of its six runs to the end and 1 in part" in text and "3 of 3 (100%, 44 to 100)" in text
 
 
 def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluation():
@@ -62,7 +70,7 @@ def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluatio
 
 
 def test_each_claim_of_the_paper_is_answered_with_rates():
-    text = report.report(RUNS | {"math_mini_20_seed_1": MEMORY})
+    text = report.report(RUNS | {"math_mini_20_seed_1": MEMORY}, {})
     for sentence in (
         "all of the runs of n14 have all 40 held-out samples right: 3 of 3 (100%, 44 to 100); with weight decay 0.1, all: 1 of 1",
         "At the last evaluation some have: 1 of 3 (33%, 6 to 79); with weight decay 0.1, all: 1 of 1",
@@ -95,7 +103,7 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
 
 
 def test_a_report_of_one_cell_alone_says_what_is_not_run():
-    text = report.report({"math_mini_14_seed_1": PASSING, "math_mini_14_line_seed_1_seed_1": WHOLE})
+    text = report.report({"math_mini_14_seed_1": PASSING, "math_mini_14_line_seed_1_seed_1": WHOLE}, {})
     assert text.count("Here: no seeds yet.") == 3 and "the widths below 14 are not run yet" in text
     assert "beyond single digits (section 5.1).** Here: not run yet." in text
     assert "ours with its seed not run yet" in text and "Between them" not in text
@@ -109,7 +117,7 @@ def test_words_go_no_further_than_the_interval(right, total, words):
 
 
 def test_a_report_without_runs_says_so():
-    text = report.report({"math_mini_14": PASSING})
+    text = report.report({"math_mini_14": PASSING}, {})
     assert "no seeds yet" in text and "orders.png" not in text and "Is (5,7) easy?" not in text
 
 
