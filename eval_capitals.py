@@ -4,7 +4,7 @@
     python eval_capitals.py --out_dir=facts_mini_28
 """
 
-from data.tasks import capitals
+from data.tasks import GROUPS, capitals
 from study.scoring import open_model, print_total, report, score, tally
 from study.settings import configure
 
@@ -20,4 +20,4 @@ if __name__ == "__main__":
     task = capitals()
     answers = score(open_model(cfg, "ckpt_best_facts.pt", "facts_mini_28"), task, task.problems, cfg.seed)
     report(task.problems, answers)
-    print_total("facts", *tally(task.problems, answers))
+    print_total(GROUPS["facts"], *tally(task.problems, answers))

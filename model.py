@@ -131,12 +131,8 @@ class GPT(nn.Module):
     def configure_optimizer(self, weight_decay, learning_rate, betas):
         """AdamW that decays tensors of two or more dimensions only (weights, not norms and biases)."""
         parameters = list(self.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        on_cuda = parameters[0].is_cuda  # there an update may become part of a CUDA graph
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=on_cuda)
+        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        return adamw(matrices, vectors, weight_decay, learning_rate, betas)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
@@ -149,6 +145,13 @@ class GPT(nn.Module):
             probabilities = likely(logits, temperature, top_k)
             idx = torch.cat([idx, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
         return idx
+
+
+def adamw(decayed, others, weight_decay, learning_rate, betas):
+    """AdamW of two lists of parameters, of which the first decay."""
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    on_cuda = decayed[0].is_cuda  # there an update may become part of a CUDA graph
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=on_cuda)
 
 
 def likely(logits, temperature, top_k=None):

@@ -19,19 +19,19 @@ from study.statistics import quartiles, wilson
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
 format = "png"  # or pdf, for print
 
-SIZES = (14, 28, 56)
+WIDTHS = (14, 28, 56)
 SINGLE = 5  # runs of a cell that are drawn one by one, the first seeds: more hide each other
 PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
 SCORED = {  # what right_and_total() counts -> label, colour and marker
     "trained": ("trained arithmetic", CURVES["add"][1], "o"),
     "held_out": ("held-out arithmetic", CURVES["held_out"][1], "s"),
-    "facts": ("capitals", CURVES["facts"][1], "^"),
+    "facts": (*CURVES["facts"][:2], "^"),
 }
 
 
 def plot_seeds(task, runs):
     """Accuracies of the six cells of a task: single runs as thin lines, over them the median and the quartiles; None without runs."""
-    cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in SIZES}
+    cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in WIDTHS}
     if not any(cells.values()):
         return None
     figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.3), sharex=True, sharey=True, layout="constrained")
@@ -75,13 +75,13 @@ def plot_accuracy(runs):
             label, color, marker = SCORED[what]
             percents = {n: [100 * np.divide(*right_and_total(run.results, what)) for run in seeds] for n, seeds in cells[task].items()}
             for n, of_runs in percents.items():
-                ax.plot([n] * len(of_runs), of_runs, color=color, marker="o", markersize=4, markeredgewidth=0, alpha=0.15, linestyle="none")
+                ax.plot([n] * len(of_runs), of_runs, color=color, marker="o", markersize=4, markeredgewidth=0, alpha=0.25, linestyle="none")
             mean = [np.mean(of_runs) for of_runs in percents.values()]
             ax.plot(list(percents), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
     ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
     label_widths(ax, cells["math"])
     ax.grid(alpha=0.3)
-    ax.legend(loc="best")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -148,8 +148,8 @@ def plot_held_out(runs):
             text = f"{100 * shares[row, column]:.0f}%"
             if wrong:
                 count, said = max(wrong)
-                text += f"   says {said} ({count} run{'s' * (count > 1)})"
-            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
+                text += "   wrong ones differ" if count == 1 < len(wrong) else f"   says {said} ({count} run{'s' * (count > 1)})"
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.62 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])

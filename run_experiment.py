@@ -51,7 +51,7 @@ def progress(folder):
     """(iterations done, seconds an iteration of late or None) of a run that may not have begun."""
     info = read_run_json(folder)
     done = info.get("iter_num", 0)
-    here = done - (info["earlier_parts"][-1]["iter_num"] if info.get("earlier_parts") else 0)
+    here = done - (info["earlier_parts"][-1]["saved_iter_num"] if info.get("earlier_parts") else 0)
     return done, sum(info["seconds"].values()) / here if here > 0 else None
 
 

@@ -110,6 +110,8 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if cfg.batch_size % world_size:
         fail(f"batch_size={cfg.batch_size} is not divisible by the {world_size} processes")
+    if world_size > 1 or cfg.wandb_log:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a socket that another end closed is an error then, no silent death
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if cfg.wandb_log and rank == 0:

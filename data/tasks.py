@@ -79,7 +79,7 @@ Zambia = Lusaka
 
 
 # What problems count as in results.csv -> for people to read.
-GROUPS = {"add": "addition", "sub": "subtraction", "facts": "facts"}
+GROUPS = {"add": "addition", "sub": "subtraction", "facts": "capitals"}
 
 
 class Problem(NamedTuple):

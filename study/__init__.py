@@ -1,4 +1,4 @@
-"""What the scripts share, a room for each thing; nothing here is run by itself.
+"""The code that the scripts share; nothing here is run by itself.
 
 Scripts import it before torch, whose import takes a second: from here on a Ctrl-C ends in one line.
 """

@@ -4,11 +4,9 @@ import contextlib
 import ctypes
 import os
 import platform
-import random
 import re
 import subprocess
 
-import numpy as np
 import torch
 
 from study.settings import fail
@@ -47,20 +45,17 @@ def setup_device(device="auto", dtype="auto"):
 
 
 def seed_everything(seed, device):
-    """Seeds every global generator and has CUDA use deterministic kernels only."""
-    random.seed(seed)
-    np.random.seed(seed)
+    """Seeds torch's generators and has CUDA use deterministic kernels only."""
     torch.manual_seed(seed)  # the CPU and every CUDA device
     if device.type == "cuda":  # the CPU's kernels are deterministic as they are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)  # torch.compile too: no choice of kernels by the clock
-        torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_cudnn_sdp(False)  # an attention whose gradient need not be the same twice
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
 
 
 def to_host(tensor):
-    """A tensor as a numpy array: here, and nowhere else in an evaluation, the host waits for the device."""
+    """A tensor as a numpy array: here, and nowhere else, an evaluation reads from the device, for which the host waits."""
     return tensor.cpu().numpy()
 
 

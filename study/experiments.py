@@ -52,7 +52,7 @@ RUN_COLUMNS = SETTING_COLUMNS | {
     "late": "evaluations from iteration 20,000 on",
     "late_right": "those of them with every held-out sample right",
     "lowest_val_loss": "nats per character",
-    "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end; only if last_held_out is perfect",
+    "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end, in float32; only if last_held_out is perfect",
     "beyond_sub": "the same of differences",
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",

@@ -71,15 +71,15 @@ enum { SIZE = sizeof(Params) / sizeof(real), DECAYED = SIZE - 3 * C };
 #define EACH(i, n) for (int i = 0; i < (n); i++)
 // A few steps that the compiler writes out, so that small arrays become registers; clang does it by itself.
 #if defined(__clang__)
-#define FLAT EACH
+#define UNROLL EACH
 #else
-#define FLAT(i, n) _Pragma("GCC unroll 16") EACH(i, n)
+#define UNROLL(i, n) _Pragma("GCC unroll 16") EACH(i, n)
 #endif
 #define INLINE static inline __attribute__((always_inline)) // sizes that are arguments become constants
 
 // ---------------------------------------------------------------------------- numbers
 
-INLINE vec all(real x) { return x - (vec){0}; } // x in every lane
+INLINE vec splat(real x) { return x - (vec){0}; } // x in every lane
 
 // Keeps x in a register for its several uses; gcc would load it for each of them.
 INLINE vec loaded(vec x) {
@@ -124,7 +124,7 @@ INLINE vec sqrt_(vec x) {
 }
 
 // Lane by lane, a where the condition holds and b elsewhere.
-#define PICK(condition, a, b) \
+#define SELECT(condition, a, b) \
     ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
 
 // exp(x) for x <= 0, within 2 units in the last place.
@@ -135,15 +135,15 @@ INLINE vec exp_(vec x) {
     }
     // x = n ln 2 + r with |r| <= ln 2 / 2: 1.5 * 2^23 rounds x / ln 2 to n and leaves n in the low bits.
     typedef unsigned bits __attribute__((vector_size(VECTOR_BYTES)));
-    vec shifted = fma_(x, all((real)1.44269504), all((real)12582912)), n = shifted - (real)12582912;
-    vec r = fma_(n, all((real)-0.693359375), x);
-    r = fma_(n, all((real)2.12194440e-4), r);
-    vec p = all((real)1.9875691500e-4); // Cephes, expf
-    p = fma_(p, r, all((real)1.3981999507e-3));
-    p = fma_(p, r, all((real)8.3334519073e-3));
-    p = fma_(p, r, all((real)4.1665795894e-2));
-    p = fma_(p, r, all((real)1.6666665459e-1));
-    p = fma_(p, r, all((real)5.0000001201e-1));
+    vec shifted = fma_(x, splat((real)1.44269504), splat((real)12582912)), n = shifted - (real)12582912;
+    vec r = fma_(n, splat((real)-0.693359375), x);
+    r = fma_(n, splat((real)2.12194440e-4), r);
+    vec p = splat((real)1.9875691500e-4); // Cephes, expf
+    p = fma_(p, r, splat((real)1.3981999507e-3));
+    p = fma_(p, r, splat((real)8.3334519073e-3));
+    p = fma_(p, r, splat((real)4.1665795894e-2));
+    p = fma_(p, r, splat((real)1.6666665459e-1));
+    p = fma_(p, r, splat((real)5.0000001201e-1));
     p = fma_(p * r, r, r) + 1;
     bits power = ((bits)shifted << 23) + (127 << 23); // 2^n: what is above the low bits is shifted out
     return (vec)((bits)(p * (vec)power) & (bits)(x > (real)-87));
@@ -155,16 +155,16 @@ INLINE void gelu(vec x, vec *y, vec *slope) {
     if (sizeof(real) == 8) {
         EACH(l, W) below[l] = erfc(fabs(x[l]) * 0.70710678118654752) / 2;
     } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7, and 5e-7 as rounded here
-        vec t = 1 / fma_(PICK(x < 0, -x, x), all((real)0.23164189), all(1));
-        below = fma_(t, all((real)1.061405429), all((real)-1.453152027));
-        below = fma_(t, below, all((real)1.421413741));
-        below = fma_(t, below, all((real)-0.284496736));
-        below = fma_(t, below, all((real)0.254829592));
+        vec t = 1 / fma_(SELECT(x < 0, -x, x), splat((real)0.23164189), splat(1));
+        below = fma_(t, splat((real)1.061405429), splat((real)-1.453152027));
+        below = fma_(t, below, splat((real)1.421413741));
+        below = fma_(t, below, splat((real)-0.284496736));
+        below = fma_(t, below, splat((real)0.254829592));
         below = below * t * density * (real)0.5;
     }
-    vec phi = PICK(x < 0, below, 1 - below);
+    vec phi = SELECT(x < 0, below, 1 - below);
     *y = x * phi;
-    *slope = fma_(x * density, all((real)0.39894228040143268), phi);
+    *slope = fma_(x * density, splat((real)0.39894228040143268), phi);
 }
 
 // ---------------------------------------------------------------------------- four rows at once
@@ -190,7 +190,7 @@ INLINE void transpose4(int n, const real *a, const real *b, const real *c, const
     for (int i = 0; i < n; i += 4) {
         quad q[4] = {*(const quad *)(a + i), *(const quad *)(b + i), *(const quad *)(c + i), *(const quad *)(d + i)};
         transpose_quads(q);
-        FLAT(j, 4) *(quad *)(out + (i + j) * stride) = q[j];
+        UNROLL(j, 4) *(quad *)(out + (i + j) * stride) = q[j];
     }
 }
 // L contexts with n features each, `stride` numbers apart, to n rows of one feature; and back.
@@ -205,16 +205,16 @@ INLINE void from_rows(int n, const row *y, real *x, int stride) {
 }
 
 // The sums, or the maxima, of R <= 4 rows of keys: halves are joined until one number of each is left.
-INLINE quad join(int R, const keys *k, int maximum) {
-#define JOIN(a, b) (maximum ? (quad)PICK((a) > (b), a, b) : (a) + (b))
+INLINE quad reduce(int R, const keys *k, int maximum) {
+#define JOIN(a, b) (maximum ? (quad)SELECT((a) > (b), a, b) : (a) + (b))
     enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 }; // POWER of 2 >= N
     quad part[4] = {0};
-    FLAT(i, R) {
+    UNROLL(i, R) {
         quad q[N];
-        FLAT(j, N) q[j] = *(const quad *)(k[i].x + 4 * j);
-        FLAT(step, 6) {
+        UNROLL(j, N) q[j] = *(const quad *)(k[i].x + 4 * j);
+        UNROLL(step, 6) {
             int half = POWER >> (step + 1);
-            FLAT(j, half) if (j + half < N) q[j] = JOIN(q[j], q[j + half]);
+            UNROLL(j, half) if (j + half < N) q[j] = JOIN(q[j], q[j + half]);
         }
         part[i] = q[0];
     }
@@ -230,16 +230,16 @@ INLINE void matmul_rows(int R, int K, const real *w, const row *x, row *y, const
     enum { S = REGISTERS == 32 && J >= 4 ? 4 : 2 };
     for (int j = 0; j < J; j += S) {
         vec acc[4][S];
-        FLAT(i, R) FLAT(s, S) acc[i][s] = base ? base[i].v[j + s] : all(0);
+        UNROLL(i, R) UNROLL(s, S) acc[i][s] = base ? base[i].v[j + s] : splat(0);
         EACH(k, K) {
             vec xk[S];
-            FLAT(s, S) xk[s] = loaded(x[k].v[j + s]);
-            FLAT(i, R) {
-                vec wik = all(w[i * K + k]);
-                FLAT(s, S) acc[i][s] = fma_(wik, xk[s], acc[i][s]);
+            UNROLL(s, S) xk[s] = loaded(x[k].v[j + s]);
+            UNROLL(i, R) {
+                vec wik = splat(w[i * K + k]);
+                UNROLL(s, S) acc[i][s] = fma_(wik, xk[s], acc[i][s]);
             }
         }
-        FLAT(i, R) FLAT(s, S) y[i].v[j + s] = acc[i][s];
+        UNROLL(i, R) UNROLL(s, S) y[i].v[j + s] = acc[i][s];
     }
 }
 INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row *base) {
@@ -251,16 +251,16 @@ INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row 
 // dw += a b: R of the rows of dw (M, N vectors), a (M, L), b (L, N vectors).
 INLINE void outer_rows(int R, int S, int N, const row *a, const vec *b, vec *dw) {
     vec acc[8][4];
-    FLAT(i, R) FLAT(s, S) acc[i][s] = dw[i * N + s];
+    UNROLL(i, R) UNROLL(s, S) acc[i][s] = dw[i * N + s];
     EACH(l, L) {
         vec bl[4];
-        FLAT(s, S) bl[s] = loaded(b[l * N + s]);
-        FLAT(i, R) {
-            vec ail = all(a[i].x[l]);
-            FLAT(s, S) acc[i][s] = fma_(ail, bl[s], acc[i][s]);
+        UNROLL(s, S) bl[s] = loaded(b[l * N + s]);
+        UNROLL(i, R) {
+            vec ail = splat(a[i].x[l]);
+            UNROLL(s, S) acc[i][s] = fma_(ail, bl[s], acc[i][s]);
         }
     }
-    FLAT(i, R) FLAT(s, S) dw[i * N + s] = acc[i][s];
+    UNROLL(i, R) UNROLL(s, S) dw[i * N + s] = acc[i][s];
 }
 INLINE void outer_columns(int S, int M, int N, const row *a, const vec *b, vec *dw) {
     int most = REGISTERS / 2 / S, R = most > 8 ? 8 : most, i = 0; // half of the registers hold sums
@@ -281,7 +281,7 @@ INLINE void transpose(int M, int K, const real *w, real *out) { EACH(i, M) EACH(
 // y = (x - mean) / sqrt(variance + 1e-5) of each context; rstd: that factor.
 INLINE void norm_forward(const row *x, row *y, row *rstd) {
     EACH(j, J) {
-        vec mean = all(0), variance = all(0);
+        vec mean = splat(0), variance = splat(0);
         EACH(c, C) mean += x[c].v[j];
         mean *= (real)1 / C;
         EACH(c, C) {
@@ -296,7 +296,7 @@ INLINE void norm_forward(const row *x, row *y, row *rstd) {
 // dx += the gradient through norm_forward, of which y and rstd are.
 INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx) {
     EACH(j, J) {
-        vec mean = all(0), along = all(0);
+        vec mean = splat(0), along = splat(0);
         EACH(c, C) {
             mean += dy[c].v[j];
             along = fma_(dy[c].v[j], y[c].v[j], along);
@@ -458,60 +458,60 @@ static mask causal[T][TV]; // causal[t]: all bits set for the keys up to t
 // columns): attention weights, and x = residual + the weighted sum of the values.
 INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, keys *weights, features *x) {
     keys score[4];
-    FLAT(i, R) FLAT(s, TV) score[i].v[s] = all(0);
-    EACH(c, C) FLAT(i, R) {
-        vec q = all(entry[t + i]->q.x[c]);
-        FLAT(s, TV) score[i].v[s] = fma_(q, key[c].v[s], score[i].v[s]);
+    UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = splat(0);
+    EACH(c, C) UNROLL(i, R) {
+        vec q = splat(entry[t + i]->q.x[c]);
+        UNROLL(s, TV) score[i].v[s] = fma_(q, key[c].v[s], score[i].v[s]);
     }
-    FLAT(i, R) FLAT(s, TV) score[i].v[s] = PICK(causal[t + i][s], score[i].v[s], all(-1e30));
-    quad top = join(R, score, 1);
-    FLAT(i, R) FLAT(s, TV) score[i].v[s] = (vec)((mask)exp_(score[i].v[s] - all(top[i])) & causal[t + i][s]);
-    quad share = 1 / join(R, score, 0);
-    FLAT(i, R) FLAT(s, TV) weights[i].v[s] = score[i].v[s] * all(share[i]);
+    UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = SELECT(causal[t + i][s], score[i].v[s], splat(-1e30));
+    quad top = reduce(R, score, 1);
+    UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = (vec)((mask)exp_(score[i].v[s] - splat(top[i])) & causal[t + i][s]);
+    quad share = 1 / reduce(R, score, 0);
+    UNROLL(i, R) UNROLL(s, TV) weights[i].v[s] = score[i].v[s] * splat(share[i]);
     vec out[4][CV];
-    FLAT(i, R) FLAT(s, CV) out[i][s] = entry[t + i]->x.v[s];
+    UNROLL(i, R) UNROLL(s, CV) out[i][s] = entry[t + i]->x.v[s];
     EACH(k, t + R) {
         vec value[CV];
-        FLAT(s, CV) value[s] = loaded(entry[k]->v.v[s]);
-        FLAT(i, R) FLAT(s, CV) out[i][s] = fma_(all(weights[i].x[k]), value[s], out[i][s]);
+        UNROLL(s, CV) value[s] = loaded(entry[k]->v.v[s]);
+        UNROLL(i, R) UNROLL(s, CV) out[i][s] = fma_(splat(weights[i].x[k]), value[s], out[i][s]);
     }
-    FLAT(i, R) FLAT(s, CV) x[i].v[s] = out[i][s];
+    UNROLL(i, R) UNROLL(s, CV) x[i].v[s] = out[i][s];
 }
 // The same back: dx, the gradient by x of these contexts, goes on to the table's (value: the values as columns).
 INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *const *dentry, const keys *value,
                             const keys *weights, const features *dx) {
     keys ds[4]; // by the weights, and from there by the scores: (d - sum of d * weight) * weight
-    FLAT(i, R) FLAT(s, TV) ds[i].v[s] = all(0);
-    EACH(c, C) FLAT(i, R) {
-        vec d = all(dx[i].x[c]);
-        FLAT(s, TV) ds[i].v[s] = fma_(d, value[c].v[s], ds[i].v[s]);
+    UNROLL(i, R) UNROLL(s, TV) ds[i].v[s] = splat(0);
+    EACH(c, C) UNROLL(i, R) {
+        vec d = splat(dx[i].x[c]);
+        UNROLL(s, TV) ds[i].v[s] = fma_(d, value[c].v[s], ds[i].v[s]);
     }
     keys product[4];
-    FLAT(i, R) FLAT(s, TV) product[i].v[s] = ds[i].v[s] * weights[i].v[s];
-    quad along = join(R, product, 0);
-    FLAT(i, R) FLAT(s, TV) ds[i].v[s] = (ds[i].v[s] - all(along[i])) * weights[i].v[s];
+    UNROLL(i, R) UNROLL(s, TV) product[i].v[s] = ds[i].v[s] * weights[i].v[s];
+    quad along = reduce(R, product, 0);
+    UNROLL(i, R) UNROLL(s, TV) ds[i].v[s] = (ds[i].v[s] - splat(along[i])) * weights[i].v[s];
     vec dq[4][CV], q[4][CV], d[4][CV];
-    FLAT(i, R) FLAT(s, CV) dq[i][s] = all(0), q[i][s] = loaded(entry[t + i]->q.v[s]), d[i][s] = loaded(dx[i].v[s]);
+    UNROLL(i, R) UNROLL(s, CV) dq[i][s] = splat(0), q[i][s] = loaded(entry[t + i]->q.v[s]), d[i][s] = loaded(dx[i].v[s]);
     EACH(k, t + R) {
         vec key[CV];
-        FLAT(s, CV) key[s] = loaded(entry[k]->k.v[s]);
-        FLAT(i, R) FLAT(s, CV) dq[i][s] = fma_(all(ds[i].x[k]), key[s], dq[i][s]);
+        UNROLL(s, CV) key[s] = loaded(entry[k]->k.v[s]);
+        UNROLL(i, R) UNROLL(s, CV) dq[i][s] = fma_(splat(ds[i].x[k]), key[s], dq[i][s]);
     }
     EACH(k, t + R) {
-        FLAT(s, CV) {
+        UNROLL(s, CV) {
             vec dk = dentry[k]->k.v[s];
-            FLAT(i, R) dk = fma_(all(ds[i].x[k]), q[i][s], dk);
+            UNROLL(i, R) dk = fma_(splat(ds[i].x[k]), q[i][s], dk);
             dentry[k]->k.v[s] = dk;
         }
     }
     EACH(k, t + R) {
-        FLAT(s, CV) {
+        UNROLL(s, CV) {
             vec dv = dentry[k]->v.v[s];
-            FLAT(i, R) dv = fma_(all(weights[i].x[k]), d[i][s], dv);
+            UNROLL(i, R) dv = fma_(splat(weights[i].x[k]), d[i][s], dv);
             dentry[k]->v.v[s] = dv;
         }
     }
-    FLAT(i, R) FLAT(s, CV) dentry[t + i]->q.v[s] += dq[i][s], dentry[t + i]->x.v[s] += d[i][s];
+    UNROLL(i, R) UNROLL(s, CV) dentry[t + i]->q.v[s] += dq[i][s], dentry[t + i]->x.v[s] += d[i][s];
 }
 
 static void attention_forward(Tree *tree) {
@@ -566,8 +566,8 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     matmul(V, C, folded.head[0], f, o, 0);
     if (want_loss) EACH(l, n) EACH_TARGET(i, n0 + l) loss -= (double)tree->target[i].count * o[tree->target[i].token].x[l];
     EACH(j, J) { // o becomes weight * probability; less the targets' shares, below, it is the gradient by the logits
-        vec largest = o[0].v[j], total = all(0);
-        EACH(v, V) largest = PICK(o[v].v[j] > largest, o[v].v[j], largest);
+        vec largest = o[0].v[j], total = splat(0);
+        EACH(v, V) largest = SELECT(o[v].v[j] > largest, o[v].v[j], largest);
         EACH(v, V) {
             o[v].v[j] = exp_(o[v].v[j] - largest);
             total += o[v].v[j];

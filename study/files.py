@@ -7,10 +7,10 @@ from study.settings import fail
 
 
 def write_files(files):
-    """Writes {path: bytes}, all of them or none.
+    """Writes {path: bytes}: each file is whole or as it was before.
 
-    Each goes to a temporary file beside its path and is synced; only when all are on the disk are
-    they renamed. If anything goes wrong before, what was there stays. Ends the program on OSError.
+    Each goes to a temporary file beside its path and is synced; when all are on the disk they are renamed,
+    one after the other in this order. Ends the program on OSError.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
@@ -22,7 +22,7 @@ def write_files(files):
         for path in files:
             os.replace(temporary[path], path)
     except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}; what was there before is unchanged")
+        fail(f"cannot write {path}: {error.strerror}; no file is left cut")
     finally:
         for name in temporary.values():
             with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ import torch
 from data.tasks import GROUPS, HELD_OUT
 from model import GPT, GPTConfig
 from study.device import describe
-from study.run_folder import find_checkpoint, load_model, read_run_json
+from study.run_folder import load_model, read_run_json
 from study.settings import fail, run_config_file, stated_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,9 +139,9 @@ def how_far(run):
     return f"at {last:,} of {most:,}" if last < most else ""
 
 
-def best_evaluation(results):
-    """Index of the evaluation with the most right answers over all tasks of the run, the earliest of equals."""
-    return int(np.argmax(sum(results[f"{group}_correct"] for group in GROUPS)))
+def best_evaluation(results, what="combined"):
+    """Index of the evaluation with the most right answers, the earliest of equals; what: those of right_and_total()."""
+    return int(np.argmax(right_and_total(results, what, slice(None))[0]))
 
 
 def late_evaluations(results):
@@ -214,9 +214,7 @@ def scores_of(results):
 
 
 def params_of(config):
-    """Parameters of the model that the settings of a config file describe."""
-    defaults = stated_settings(ROOT / "train_with_eval.py")
-    config = {key: default for key, (default, _) in defaults.items()} | config
+    """Parameters of the model that settings of train_with_eval.py, all of them, describe."""
     vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").text()))
     fields = {key: value for key, value in config.items() if key in GPTConfig.__dataclass_fields__}
     with torch.device("meta"):  # shapes only
@@ -229,9 +227,9 @@ def num_params(folder):
     counted = read_run_json(folder).get("num_params")
     if counted:
         return counted
-    checkpoints = sorted(path.name for path in folder.glob("ckpt*.pt"))
+    checkpoints = sorted(folder.glob("ckpt*.pt"))
     if checkpoints:
-        model, _, _ = load_model(find_checkpoint(folder, *checkpoints), torch.device("cpu"))
+        model, _, _ = load_model(checkpoints[0], torch.device("cpu"))
         return model.num_params()
     return config_params(folder.resolve().name)
 
@@ -239,7 +237,10 @@ def num_params(folder):
 def config_params(run):
     """Parameters of the model of a run with the name of a config; None for any other name."""
     config_file = ROOT / "config" / f"train_{run}.py"
-    return params_of(run_config_file(config_file)) if config_file.exists() else None
+    if not config_file.exists():
+        return None
+    defaults = {key: default for key, (default, _) in stated_settings(ROOT / "train_with_eval.py").items()}
+    return params_of(defaults | run_config_file(config_file))
 
 
 def find_runs(root_dir, suffix):

@@ -187,7 +187,7 @@ def find_checkpoint(out_dir, *names):
 
 
 def find_model(out_dir, names, published):
-    """find_checkpoint(), but for the default folder "out", if it is not there, the repository's model of that name, which it says."""
+    """find_checkpoint(); if the default folder "out" is not there, the repository's model `published` instead, with a note."""
     ours = sorted((PUBLISHED / published).glob("ckpt*.pt")) if published else []
     if out_dir == "out" and not Path(out_dir).exists() and ours:
         print(f"note: there is no folder out; this is the {published} of the repository, and --out_dir names another model", file=sys.stderr)

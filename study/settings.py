@@ -12,6 +12,7 @@ ones winning: a name without dashes is a config file, Python that assigns to the
 import ast
 import atexit
 import difflib
+import functools
 import math
 import os
 import signal
@@ -136,6 +137,7 @@ def _require_range(key, value):
             fail(f"{key}={value} must be {bound}")
 
 
+@functools.cache  # an experiment asks for each of its runs
 def stated_settings(script):
     """{name: (default, meaning)} of a script's lower-case, commented assignments of a literal."""
     source = Path(script).read_text(encoding="utf-8")

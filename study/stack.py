@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.dataset import read_meta
 from data.tasks import tasks_spelled_by
+from model import adamw
 from study.batches import Batches, load_splits
 from study.run_folder import RunFolder
 from study.scoring import evaluate
@@ -73,12 +74,9 @@ def stack_up(states, cfg):
     """(weights, AdamW over them) of members' TrainingStates: {name: (members, ...)}, and their moments likewise."""
     each = [dict(state.model.named_parameters()) for state in states]
     weights = {name: torch.stack([one[name].detach() for one in each]) for name in each[0]}
-    groups = [  # as GPT.configure_optimizer has them: a member has a dimension less
-        {"params": [weight for weight in weights.values() if weight.dim() >= 3], "weight_decay": cfg.weight_decay},
-        {"params": [weight for weight in weights.values() if weight.dim() < 3], "weight_decay": 0.0},
-    ]
-    on_cuda = next(iter(weights.values())).is_cuda
-    optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), fused=True, capturable=on_cuda)
+    matrices = [weight for weight in weights.values() if weight.dim() >= 3]  # a member has a dimension less
+    vectors = [weight for weight in weights.values() if weight.dim() < 3]
+    optimizer = adamw(matrices, vectors, cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
     for name, weight in weights.items():
         earlier = [state.optimizer.state[one[name]] for state, one in zip(states, each) if state.optimizer.state]
         if earlier:  # all members have made as many updates
@@ -108,9 +106,9 @@ def hand_back(weights, optimizer, states):
 
 
 def make_stacked_train(states, windows, cfg, device, autocast, captures):
-    """(train, hand_back): train(indices, lrs) as in study/update.py, with indices (updates, members, ...) and losses (members,).
+    """(train, sync): train(indices, lrs) as in study/update.py, with indices (updates, members, ...) and losses (members,).
 
-    windows: each member's. hand_back(): the function of that name, for this stack.
+    windows: each member's. sync(): hand_back() for this stack.
     """
     weights, optimizer = stack_up(states, cfg)
     update = make_stacked_update(states[0].model, weights, optimizer, torch.stack(windows), cfg, autocast)
@@ -177,7 +175,7 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
     states = [member.state for member in members]
     captures = device.type == "cuda" and cfg.cuda_graph is not False
     windows = [member.splits["train"] for member in members]
-    train, hand_back = make_stacked_train(states, windows, cfg, device, autocast, captures)
+    train, sync = make_stacked_train(states, windows, cfg, device, autocast, captures)
     how = f"PyTorch, a stack of {len(members)}" + ", one CUDA graph an update" * captures
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
     for member in members:
@@ -195,7 +193,7 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
         due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(asked)
         saves = ends or time.monotonic() - saved > cfg.save_interval
         if due or saves:
-            lost = [state for state, finite in zip(states, hand_back().tolist()) if not finite]
+            lost = [state for state, finite in zip(states, sync().tolist()) if not finite]
             for member in members:
                 if member.state in lost:
                     print(f"note: the weights of {member.cfg.out_dir} at iteration {it} are not finite; it is left "

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from study.run_folder import read_checkpoint, read_run_json
 from study.settings import fail
 
-# What may differ when a run is resumed: nothing here changes the weights on a given machine.
+# What may differ when a run is resumed: nothing here but another device changes the weights.
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
                   "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
 

@@ -1,9 +1,9 @@
 """The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
 
-from data.tasks import HELD_OUT
+from data.tasks import GROUPS, HELD_OUT
 from study.results import LATE, best_evaluation, config_params, how_far, late_evaluations, right_and_total
 
-HEADINGS = {"add": "addition", "sub": "subtraction", "facts": "facts", "combined": "combined"}
+HEADINGS = GROUPS | {"combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
 TABLES = {
     "math": (("Table 2. Arithmetic", "Table 5. Arithmetic, controlled regularization"), ["add", "sub", "held_out"], {

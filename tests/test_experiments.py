@@ -101,6 +101,13 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
 
 
+def test_the_pace_of_a_run_that_was_killed_counts_what_it_repeats(tmp_path):
+    made = {"device": "cpu", "device_name": "Some CPU", "threads": 1, "dtype": "float32", "torch": "9.9"}
+    killed = made | {"iter_num": 15_000, "saved_iter_num": 12_000, "seconds": {"training": 15.0}}
+    (tmp_path / "run.json").write_text(json.dumps(made | {"iter_num": 14_000, "seconds": {"training": 2.0}, "earlier_parts": [killed]}))
+    assert run_experiment.progress(tmp_path) == (14_000, 0.001)
+
+
 def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_settings_not_this_one(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
 

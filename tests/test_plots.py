@@ -74,8 +74,8 @@ def test_the_iteration_axis_can_be_logarithmic(project, tmp_path):
 
 def test_a_facts_run_shows_facts_alone(project, tmp_path):
     figure = plot_results.plot_run(write_results(tmp_path / "facts_mini_56", facts_rows()), log_x=False)
-    assert legend(figure) == ["facts", "validation loss"] and red_dots(figure.axes[0]) == []
-    assert curves(figure.axes[0])["facts"][1] == pytest.approx([0, 25, 50, 75, 100])
+    assert legend(figure) == ["capitals", "validation loss"] and red_dots(figure.axes[0]) == []
+    assert curves(figure.axes[0])["capitals"][1] == pytest.approx([0, 25, 50, 75, 100])
     assert figure.axes[0].get_title() == "facts_mini_56 (21,840 parameters)"
 
 
@@ -87,7 +87,7 @@ def test_a_run_of_ours_is_plotted_into_its_folder(call, runs):
     figure = plot_results.plot_run(folder, False)
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert set(curves(figure.axes[0])) == {"addition", "subtraction", "facts", "held out"}
+    assert set(curves(figure.axes[0])) == {"addition", "subtraction", "capitals", "held out"}
     assert curves(figure.axes[0])["held out"][1] == [100 * int(row["held_out_correct"]) / 40 for row in rows]
     assert curves(figure.axes[1])["validation loss"][1] == [float(row["val_loss"]) for row in rows]
     assert figure.axes[0].get_title() == "both_mini_14 (2,142 parameters)"  # from its checkpoint
@@ -102,10 +102,10 @@ def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
     assert [ax.get_title() for ax in figure.axes] == [
         "n14 (2,142 parameters)", "n28 (6,636 parameters)", "n56 (22,680 parameters)", "MLT (10,647,168 parameters)"]
     n14, n28, n56, mlt = figure.axes
-    assert list(curves(n14)) == ["addition", "subtraction"] and list(curves(n28)) == ["facts"]
+    assert list(curves(n14)) == ["addition", "subtraction"] and list(curves(n28)) == ["capitals"]
     assert red_dots(n14) == red_dots(mlt) == [[500, 100], [1000, 100]]
     assert not curves(n56) and "not run yet" in n56.texts[0].get_text()
-    assert sorted(legend(figure)) == ["addition", "addition and subtraction at 100%", "facts", "subtraction"]
+    assert sorted(legend(figure)) == ["addition", "addition and subtraction at 100%", "capitals", "subtraction"]
     assert n56.get_xlabel() == mlt.get_xlabel() == "iteration" and n14.get_ylabel() == "accuracy (%)"
 
 

@@ -71,7 +71,7 @@ def multiplication_text():
 
 def test_a_task_is_its_problems_its_text_two_columns_and_a_colour(mine):
     tasks, scoring, figures = mine / "data/tasks.py", mine / "study/scoring.py", mine / "study/figures.py"
-    add(tasks, '"facts": "facts"', ', "mul": "multiplication"')
+    add(tasks, '"facts": "capitals"', ', "mul": "multiplication"')
     add(tasks, 'return Task("facts", problems, 20, "\\n", read_first_line)\n', MULTIPLICATION)
     add(tasks, "for task in (arithmetic(held_out), capitals()", ", multiplication()")
     add(scoring, '"facts_acc": accuracy("facts"),\n', '        "mul_correct": count["mul"][0], "mul_total": count["mul"][1],\n')

@@ -12,7 +12,7 @@ import report
 from study.results import Run, columns, read_runs
 
 RESULTS = ROOT / "results"
-SAID = {40: "5+7=12 7+5=12 5-7=-2 7-5=2", 30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
+SAID = {20: "5+7=12 7+5=12 5-7=-1 7-5=1", 40: "5+7=12 7+5=12 5-7=-2 7-5=2", 30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
 
 
 def a_run(*evaluations, **info):
@@ -23,8 +23,13 @@ def a_run(*evaluations, **info):
          "held_out_answers": SAID[held_out]}
         for it, add, sub, facts, held_out, loss in evaluations
     ]
-    made = {"num_params": "1456", "held_out": "5,7", "max_iters": "30000", "made_on": "Some CPU", "beyond_add": "", "beyond_sub": ""}
+    made = {"num_params": "1456", "held_out": "5,7", "max_iters": "30000", "made_on": "Some CPU", "beyond_add": "", "beyond_sub": "",
+            "step": "C step (cc, AVX2)", "dtype": "float32"}
     return Run(made | info, rows, columns(rows))
+
+
+def by_pytorch(run, dtype):
+    return run._replace(info=run.info | {"step": "PyTorch", "dtype": dtype})
 
 
 WHOLE = a_run((0, 0, 0, None, 0, 2.8), (20000, 1000, 1000, None, 40, 0.8), (30000, 1000, 1000, None, 40, 0.7), beyond_add="0", beyond_sub="180")
@@ -36,7 +41,7 @@ RUNS = {
     "math_mini_28_seed_1": MEMORY, "math_mini_13_seed_1": WHOLE, "math_mini_2_seed_1": MEMORY,
     **{f"math_mini_14_line_seed_{line}_seed_{seed}": WHOLE if line == 2 else MEMORY for line in (1, 2) for seed in (1, 2)},
     "math_mini_14_held_out_1-3_seed_1": MEMORY,
-    **{f"math_mini_14_dtype_{dtype}_fast_False_seed_{seed}": PASSING for dtype in ("float32", "bfloat16") for seed in (1, 2)},
+    **{f"math_mini_14_dtype_{dtype}_fast_False_seed_{seed}": by_pytorch(PASSING, dtype) for dtype in ("float32", "bfloat16") for seed in (1, 2)},
 }
 
 
@@ -75,9 +80,11 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
         "all of the runs of n14 have all 40 held-out samples right: 3 of 3 (100%, 44 to 100); with weight decay 0.1, all: 1 of 1",
         "At the last evaluation some have: 1 of 3 (33%, 6 to 79); with weight decay 0.1, all: 1 of 1",
         "At their best the paper's two runs have 40 of 40, ours with its seed 40, and not run yet with weight decay 0.1.",
+        "at the evaluation with the most trained problems right 3 of 3 (100%, 44 to 100) have all 40; with weight decay 0.1, 1 of 1 (100%, 21 to 100).",
+        "They come and go: 3 of 3 (100%, 44 to 100) have all 40 at one of the 121 at least, 1 of 3 (33%, 6 to 79) at each of the 41 from iteration 20,000 on;",
         "none of the 1 runs of n28 and n56, with weight decay 0.1 and without, have all 40; at the best one 0 of 1 (0%, 0 to 79); at one of the 121 at least 0 of 1 (0%, 0 to 79).",
         "From n14 to n28 the share of runs that generalize changes by -33 points (-79 to +51; Fisher's exact test p = 1). "
-        "Between them: n20 0 of 1 (0%, 0 to 79), and 0% of the held-out samples.",
+        "Between them, at the last: n20 0 of 1 (0%, 0 to 79), 0% of the held-out samples, and all of them at the best evaluation in 0 of 1.",
         "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points",
         "n13 can too. Runs that have all 200 problems right",
         "n13 1 of 1 (100%, 21 to 100); n14 3 of 3 (100%, 44 to 100). With the paper's seed: n14. Of the 1 runs of smaller widths, n2 to n2, none.",
@@ -85,7 +92,8 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
         "at most 0.00% and 6.00%. The paper has 0% and 4.75%; 2 of the runs have more of the subtractions.",
         "2 of 4 (50%, 15 to 85) generalize",
         "At the last evaluation the share of runs with all 40 goes from 0% to 0% among the other pairs; 0 of 1 have such a run,\n"
-        "and of all their runs 0 of 1 are. That they are all alike has p = 1 (permutation test). The paper's pair, with 1 of 3 (33%, 6 to 79), has rank 1 among the 2.",
+        "and of all their runs 0 of 1 are. Were they all alike, shares this far apart would come with p = 1 (permutation test",
+        "With the paper's pair runs generalize more often than with none of the others, and more rarely than with none (p < 0.05);",
         "How many of an order's 2 runs do:\n0 of 2 in 1 orders, 2 of 2 in 1 orders.",
         "These runs show no effect of the order on whether a run generalizes, and no effect of the order on how",
     ):
@@ -95,11 +103,25 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
     assert row_of(text, "C step, float32")[1:3] == ["1 of 2 (50%, 9 to 91)", "+50 points (-27 to +91; Fisher's exact test p = 1)"]
     assert row_of(text, "C step, float32")[5:] == ["75%", "0.750 (0.725 to 0.775)"]  # of seeds 1 and 2, which all have
     assert row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2") and row_of(text, "PyTorch, float32")[2] == "–"
-    assert "Each interval of the differences holds 0" in text and "the step or the precision matters" in report.steps(
-        {name.replace("SEED", str(seed)): WHOLE if "fast" in name else MEMORY for seed in range(9) for name in (
-            "math_mini_14_seed_SEED", *(f"math_mini_14_dtype_{dtype}_fast_False_seed_SEED" for dtype in ("float32", "bfloat16")))})
-    assert "agree on whether a seed generalizes for\n1 of the 2." in text and "[a section below](#does-the-step-matter) asks" in text
-    assert row_of(text, "14")[1:6] == ["100", "83.3", "3 of 3", "1 of 3", "–"]
+    assert "Each interval of the differences holds 0" in text
+    assert "agree on whether a seed generalizes for\n1 of the 2; by chance it would be 1.0." in text and "[a section below](#does-the-step-matter) asks" in text
+    assert row_of(text, "14")[1:7] == ["100", "83.3", "3 of 3", "1 of 3", "3 of 3", "–"]
+    assert "From n14 on" not in text and "the 1 runs that do not have all trained problems at the end lack few: of 1,960 samples 10 at the median, 10 at most" in (
+        report.capacity(RUNS | {"math_mini_20_seed_1": a_run((30000, 980, 990, None, 20, 0.7))}))
+
+
+def test_steps_are_compared_by_what_made_the_runs_not_by_their_names():
+    runs = {f"math_mini_14_dtype_{dtype}_fast_False_seed_{seed}": by_pytorch(WHOLE, dtype) for dtype in ("float32", "bfloat16") for seed in range(9)}
+    c_steps = {f"math_mini_14_seed_{seed}": MEMORY for seed in range(9)}
+    assert "the step or the precision matters" in report.steps(runs | c_steps)
+    elsewhere = {"math_mini_14_seed_0": by_pytorch(WHOLE, "bfloat16")}  # as on a machine without a compiler
+    assert "with the 8 seeds that all three have" in report.steps(runs | c_steps | elsewhere)
+
+
+def test_a_pair_that_is_rarer_and_one_that_is_more_frequent_are_told_apart():
+    runs = {f"math_mini_14_seed_{seed}": WHOLE if seed % 2 else MEMORY for seed in range(40)}
+    runs |= {f"math_mini_14_held_out_{pair}_seed_{seed}": run for seed in range(20) for pair, run in (("1-3", MEMORY), ("2-4", MEMORY), ("0-6", WHOLE))}
+    assert "more often than with 2 of the others, and more rarely than with 1 (p < 0.05)" in report.pairs(runs)
 
 
 def test_a_report_of_one_cell_alone_says_what_is_not_run():

@@ -60,7 +60,7 @@ def test_an_evaluation_script_agrees_with_the_training(call, knowing):
     assert totals["addition"][0] == pytest.approx(int(row[1]), abs=60)  # other samples, the same model
     assert totals["subtraction"][0] == pytest.approx(int(row[3]), abs=60)
     _, totals = scores(call("eval_capitals.py", f"--out_dir={knowing}", "--ckpt=ckpt_last.pt").stdout)
-    assert totals["facts"] == (pytest.approx(int(row[6]), abs=30), 500)
+    assert totals["capitals"] == (pytest.approx(int(row[6]), abs=30), 500)
 
 
 def test_output_into_head_ends_quietly(start, runs):
@@ -86,7 +86,7 @@ def test_capitals_show_the_wrong_answers(call, knowing):
     result = call("eval_capitals.py", f"--out_dir={knowing}")
     problems, totals = scores(result.stdout)
     assert len(problems) == 50 and "Capital of the USA is Washington DC" in problems
-    assert totals == {"facts": (sum(problems.values()), 500)} and "wrong: " in result.stdout
+    assert totals == {"capitals": (sum(problems.values()), 500)} and "wrong: " in result.stdout
 
 
 def test_a_checkpoint_is_enough_to_sample_and_score_without_data(call, runs, monkeypatch, tmp_path):
@@ -121,7 +121,7 @@ def test_bench_prints_its_table(call, in_tmp):
 
 def test_without_a_folder_the_published_models_are_asked(call, in_tmp):
     for name, model, words in (("sample.py", "math_mini_14", "---------------"), ("eval_as_math.py", "math_mini_14", "addition: "),
-                               ("eval_capitals.py", "facts_mini_28", "facts: ")):
+                               ("eval_capitals.py", "facts_mini_28", "capitals: ")):
         result = call(name)
         assert result.returncode == 0 and words in result.stdout
         assert result.stderr == f"note: there is no folder out; this is the {model} of the repository, and --out_dir names another model\n"
