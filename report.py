@@ -205,8 +205,8 @@ def larger(runs, cells):
     fades = [f"n{n} {rate_of(seeds, generalizes)}, {number(mean_percent(seeds, 'held_out'))}% of the held-out samples, and all of them at the best evaluation "
              f"in {sum(map(at_best, seeds))} of {len(seeds)}" for n, seeds in between.items()]  # fmt: skip
     return [
-        f"at the last evaluation {words_of(every, generalizes)} of the {len(every)} runs of n28 and n56, {WD} and without, have all 40;",
-        f"at the best one {rate_of(every, at_best)}; at one of the 121 at least {rate_of(every, once)}.", *change, f"Between them, at the last: {'; '.join(fades)}." if fades else "",
+        f"of the runs of n28 and n56, {WD} and without, {rate_of(every, generalizes)} have all 40 at the last evaluation,",
+        f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.", *change, f"Between them, at the last: {'; '.join(fades)}." if fades else "",
     ]
 
 
@@ -217,8 +217,7 @@ def memorize(cells):
         return ["no seeds yet."]
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
-        f"{words_of(small, all_capitals_at_best)} of the {len(small)} runs of n14 have all 50 capitals at their best evaluation;",
-        f"{rates_of(large, all_capitals_at_best)}; at the last one {rates_of(large, all_capitals)}.",
+        f"runs that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
         f"The runs of n28 have at the last on average {number(mean_percent(large['n28'], 'facts'))}% of them." if large["n28"] else "",
         f"The most that a run of n14 ever had is {100 * most:.0f}%.",
     ]
@@ -229,15 +228,15 @@ def together(cells):
     pooled = [run for seeds in every.values() for run in seeds]
     if not pooled:
         return ["no seeds yet."]
-    alone = runs_of_larger(cells)
+    alone, large = runs_of_larger(cells), every["n28"] + every["n56"]
+    low, high = difference(*counts(large, alone, generalizes)) if alone and large else (0, 0)
     learned = [f"{panel} {number(mean_percent(seeds, 'trained'))}%" for panel, seeds in every.items() if seeds]
     return [
-        f"at the last evaluation {words_of(pooled, generalizes)} of the {len(pooled)} runs, {WD} and without, have all 40.",
-        f"At the best one: {rates_of(every, at_best)}.",
+        f"of the runs, {WD} and without, {rate_of(pooled, generalizes)} have all 40 at the last evaluation; at the best one {rates_of(every, at_best)}.",
         f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
         f"Of the trained sums and differences the runs have at the end, on average: {', '.join(learned)}.",
-        f"Of the runs of n28 and n56 on arithmetic alone, {words_of(alone, generalizes)} generalize either: whether the capitals keep a model from it, these sizes cannot tell."
-        if alone and not any(map(generalizes, alone)) else "",
+        f"But of the runs of n28 and n56 on arithmetic alone {rate_of(alone, generalizes)} generalize, and from that to both is a change of {compared(large, alone, generalizes)}:"
+        f" whether the capitals keep a model from it, these sizes {'cannot tell' if low <= 0 <= high else 'can tell'}." if alone and large else "",
     ]
 
 

@@ -82,7 +82,7 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
         "At their best the paper's two runs have 40 of 40, ours with its seed 40, and not run yet with weight decay 0.1.",
         "at the evaluation with the most trained problems right 3 of 3 (100%, 44 to 100) have all 40; with weight decay 0.1, 1 of 1 (100%, 21 to 100).",
         "They come and go: 3 of 3 (100%, 44 to 100) have all 40 at one of the 121 at least, 1 of 3 (33%, 6 to 79) at each of the 41 from iteration 20,000 on;",
-        "none of the 1 runs of n28 and n56, with weight decay 0.1 and without, have all 40; at the best one 0 of 1 (0%, 0 to 79); at one of the 121 at least 0 of 1 (0%, 0 to 79).",
+        "of the runs of n28 and n56, with weight decay 0.1 and without, 0 of 1 (0%, 0 to 79) have all 40 at the last evaluation, 0 of 1 (0%, 0 to 79) at the best one and",
         "From n14 to n28 the share of runs that generalize changes by -33 points (-79 to +51; Fisher's exact test p = 1). "
         "Between them, at the last: n20 0 of 1 (0%, 0 to 79), 0% of the held-out samples, and all of them at the best evaluation in 0 of 1.",
         "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points",
@@ -122,6 +122,14 @@ def test_a_pair_that_is_rarer_and_one_that_is_more_frequent_are_told_apart():
     runs = {f"math_mini_14_seed_{seed}": WHOLE if seed % 2 else MEMORY for seed in range(40)}
     runs |= {f"math_mini_14_held_out_{pair}_seed_{seed}": run for seed in range(20) for pair, run in (("1-3", MEMORY), ("2-4", MEMORY), ("0-6", WHOLE))}
     assert "more often than with 2 of the others, and more rarely than with 1 (p < 0.05)" in report.pairs(runs)
+
+
+@pytest.mark.parametrize("larger, verdict", [(MEMORY, "cannot tell"), (WHOLE, "can tell")])
+def test_whether_the_capitals_keep_models_from_generalizing_is_asked_of_those_that_can(larger, verdict):
+    both = a_run((30000, 980, 980, 500, 0, 0.4))
+    text = report.report({"math_mini_14_seed_1": WHOLE} | {f"{task}_mini_28_seed_{seed}": run for seed in range(9) for task, run in (("math", larger), ("both", both))}, {})
+    assert "of the runs, with weight decay 0.1 and without, 0 of 9 (0%, 0 to 30) have all 40 at the last evaluation" in text
+    assert f"whether the capitals keep a model from it, these sizes {verdict}." in text
 
 
 def test_a_report_of_one_cell_alone_says_what_is_not_run():
