@@ -22,7 +22,7 @@ def write_files(files):
         for path in files:
             os.replace(temporary[path], path)
     except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}; no file is left cut")
+        fail(f"cannot write {path}: {error.strerror}; it is left unchanged")
     finally:
         for name in temporary.values():
             with contextlib.suppress(OSError):
