@@ -18,7 +18,7 @@ from study.results import (
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
-from study.tables import TABLES, markdown
+from study.tables import HEADINGS, TABLES, markdown
 
 root_dir = "results"  # folder of the experiments' tables
 path = "RESULTS.md"  # where to write
@@ -145,6 +145,11 @@ def cells_of(runs):
             for task in ("math", "facts", "both") for panel, size in SIZES.items() for suffix in ("", "_wd")}
 
 
+def with_and_without(cells, task, *panels):
+    """The runs of some models on a task, of both regularizations."""
+    return [run for panel in panels for suffix in ("", "_wd") for run in cells[task, panel, suffix]]
+
+
 def summary(runs):
     """The claims of the paper in one table."""
     cells = cells_of(runs)
@@ -192,14 +197,9 @@ def extrapolates(runs, cells):
     ]
 
 
-def runs_of_larger(cells):
-    """The runs of n28 and n56 on arithmetic alone, of both regularizations."""
-    return [run for panel in ("n28", "n56") for suffix in ("", "_wd") for run in cells["math", panel, suffix]]
-
-
 def larger(runs, cells):
     n14, n28 = cells["math", "n14", ""], cells["math", "n28", ""]
-    every = runs_of_larger(cells)
+    every = with_and_without(cells, "math", "n28", "n56")
     between = {n: seeds for n, seeds in widths_of(runs, "math").items() if 14 < n < 28}
     change = [f"From n14 to n28 the share of runs that generalize changes by {compared(n28, n14, generalizes)}."] if n28 else []
     fades = [f"n{n} {rate_of(seeds, generalizes)}, {number(mean_percent(seeds, 'held_out'))}% of the held-out samples, and all of them at the best evaluation "
@@ -211,8 +211,8 @@ def larger(runs, cells):
 
 
 def memorize(cells):
-    small = [run for suffix in ("", "_wd") for run in cells["facts", "n14", suffix]]
-    large = {panel: [run for suffix in ("", "_wd") for run in cells["facts", panel, suffix]] for panel in ("n28", "n56")}
+    small = with_and_without(cells, "facts", "n14")
+    large = {panel: with_and_without(cells, "facts", panel) for panel in ("n28", "n56")}
     if not small:
         return ["no seeds yet."]
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
@@ -224,11 +224,11 @@ def memorize(cells):
 
 
 def together(cells):
-    every = {panel: [run for suffix in ("", "_wd") for run in cells["both", panel, suffix]] for panel in SMALL}
-    pooled = [run for seeds in every.values() for run in seeds]
+    every = {panel: with_and_without(cells, "both", panel) for panel in SMALL}
+    pooled = with_and_without(cells, "both", *SMALL)
     if not pooled:
         return ["no seeds yet."]
-    alone, large = runs_of_larger(cells), every["n28"] + every["n56"]
+    alone, large = (with_and_without(cells, task, "n28", "n56") for task in ("math", "both"))
     low, high = difference(*counts(large, alone, generalizes)) if alone and large else (0, 0)
     learned = [f"{panel} {number(mean_percent(seeds, 'trained'))}%" for panel, seeds in every.items() if seeds]
     return [
@@ -271,7 +271,7 @@ def smallest(runs):
 
 def beyond(cells):
     """How runs of n14 that generalize answer operands from 10 to 19."""
-    runs = [run for suffix in ("", "_wd") for run in cells["math", "n14", suffix] if run.info.get("beyond_add")]
+    runs = [run for run in with_and_without(cells, "math", "n14") if run.info.get("beyond_add")]
     if not runs:
         return ["not run yet."]
     add, sub = ([100 * int(run.info[f"beyond_{group}"]) / 3000 for run in runs] for group in ("add", "sub"))
@@ -294,8 +294,7 @@ def paper_table(runs, unfinished, grid, task, suffix):
     unfinished: {name: Run} that may stand in for such a run with the paper's seed, if each cell says so.
     """
     titles, columns, paper = TABLES[grid]
-    names = {"add": "addition, %", "sub": "subtraction, %", "facts": "capitals, %", "combined": "combined, %",
-             "held_out": f"({HELD_OUT}), of 40"}  # fmt: skip
+    names = {column: f"{what}, %" for column, what in HEADINGS.items()} | {"held_out": f"({HELD_OUT}), of 40"}
     heading = ["model", "seeds", *(names[column] for column in columns)]
     if "held_out" in columns:
         heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes", "late evaluations with all 40, mean"]
@@ -416,10 +415,10 @@ def pairs(runs):
         markdown("Held-out pairs (p of Fisher's exact test, each for itself)", rows),
     ]
     if paper:
-        rarer = [np.mean([generalizes(run) for run in seeds]) < np.mean([generalizes(run) for run in paper]) for seeds in cells.values()]
-        told = [p < 0.05 for p in p_of.values()]
-        parts.append(f"With the paper's pair runs generalize more often than with {sum(map(all, zip(told, rarer))) or 'none'} of the others, and more rarely than with "
-                     f"{sum(map(all, zip(told, np.logical_not(rarer)))) or 'none'} (p < 0.05);\nof the rest these runs cannot tell.")
+        ours, told = np.mean([generalizes(run) for run in paper]), [pair for pair, p in p_of.items() if p < 0.05]
+        rarer = sum(np.mean([generalizes(run) for run in cells[pair]]) < ours for pair in told)
+        parts.append(f"With the paper's pair runs generalize more often than with {rarer or 'none'} of the others, and more rarely than with "
+                     f"{len(told) - rarer or 'none'} (p < 0.05);\nof the rest these runs cannot tell.")
     for when, holds in (("At the last evaluation", generalizes), ("At the best one", at_best)):
         share = {pair: np.mean([holds(run) for run in seeds]) for pair, seeds in cells.items()}
         fewest = min(map(len, cells.values()))

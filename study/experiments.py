@@ -23,7 +23,7 @@ from study.files import write_files
 from study.results import ROOT, Run, columns, read_rows, scores_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
-from study.settings import check_setting, fail, run_config_file, stated_settings
+from study.settings import check_setting, defaults_of, fail, run_config_file, stated_settings
 
 DATA_SETTINGS = {"line_seed": -1, "held_out": HELD_OUT}  # of the prepare.py scripts, with their defaults
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
@@ -129,9 +129,8 @@ def config_file(settings):
 
 def config_of(settings):
     """All of train_with_eval.py's settings for a run, before its dataset is prepared: the defaults, its config file's, its own."""
-    defaults = {key: default for key, (default, _) in stated_settings(ROOT / "train_with_eval.py").items()}
     own = {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
-    return defaults | run_config_file(config_file(settings)) | own
+    return defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file(settings)) | own
 
 
 def dataset_of(settings):

@@ -16,7 +16,7 @@ from data.tasks import GROUPS, HELD_OUT
 from model import GPT, GPTConfig
 from study.device import describe
 from study.run_folder import load_model, read_run_json
-from study.settings import fail, run_config_file, stated_settings
+from study.settings import defaults_of, fail, run_config_file
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what its runs' names begin with
@@ -84,15 +84,14 @@ def columns(rows):
 
 
 def read_runs(root_dir):
-    """{name: Run} of everything in a folder: the runs in the tables of its experiments, and the folders of runs.
+    """{name: Run} of everything in a folder: the folders of runs, and the runs in the tables of its experiments, which come first.
 
     Ends the program if there is no such folder or a table is damaged.
     """
     root = Path(root_dir)
     if not root.is_dir():
         fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
-    runs = published_runs(root)
-    return runs | {path.parent.name: read_run(path.parent) for path in sorted(root.glob("*/results.csv"))}
+    return {path.parent.name: read_run(path.parent) for path in sorted(root.glob("*/results.csv"))} | published_runs(root)
 
 
 def published_runs(root):
@@ -239,8 +238,7 @@ def config_params(run):
     config_file = ROOT / "config" / f"train_{run}.py"
     if not config_file.exists():
         return None
-    defaults = {key: default for key, (default, _) in stated_settings(ROOT / "train_with_eval.py").items()}
-    return params_of(defaults | run_config_file(config_file))
+    return params_of(defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file))
 
 
 def find_runs(root_dir, suffix):

@@ -152,6 +152,11 @@ def stated_settings(script):
     return stated
 
 
+def defaults_of(script):
+    """{name: default} of a script's settings."""
+    return {key: default for key, (default, _) in stated_settings(script).items()}
+
+
 def _print_help(doc, settings):
     print(doc.strip())
     print("\nSettings (--key=value), with their defaults:\n")

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 import plot_experiment
 import report
-from study.results import Run, columns, read_runs
+from study.results import NEEDED, Run, columns, read_runs
 
 RESULTS = ROOT / "results"
 SAID = {20: "5+7=12 7+5=12 5-7=-1 7-5=1", 40: "5+7=12 7+5=12 5-7=-2 7-5=2", 30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
@@ -67,6 +67,14 @@ def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
     assert row_of(text, "MLT")[1:4] == ["0", "98 / 98 (at 6,000 of 30,000) / –", "98 / 97 (at 6,000 of 30,000) / –"]
     assert row_of(text, "n28")[1:3] == ["1", "98 / 100 / 98"]
     assert "has 0 of its six runs to the end and 1 in part" in text and "3 of 3 (100%, 44 to 100)" in text
+
+
+def test_the_tables_come_before_a_folder_of_the_same_run(tmp_path):
+    (tmp_path / "paper").symlink_to(RESULTS / "paper")
+    folder = tmp_path / "math_mini_14"
+    folder.mkdir()
+    (folder / "results.csv").write_text(",".join(NEEDED) + "\n" + ",".join("0" for _ in NEEDED) + "\n")
+    assert len(read_runs(tmp_path)["math_mini_14"].rows) == 121  # so figures, tables and RESULTS.md tell of the same run
 
 
 def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluation():
