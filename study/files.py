@@ -10,7 +10,7 @@ def write_files(files):
     """Writes {path: bytes}: each file is whole or as it was before.
 
     Each goes to a temporary file beside its path and is synced; when all are on the disk they are renamed,
-    one after the other in this order. Ends the program on OSError.
+    one after the other in this order. Ends the program on OSError. A kill can leave temporary files behind.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:

@@ -27,6 +27,7 @@ from study.settings import fail
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
+FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "paper"  # models that are part of the project
 
 
@@ -50,7 +51,10 @@ class RunFolder:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the kernel, however we end
         except OSError:
             fail(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
-        held = [path for path in self.folder.iterdir() if path.name in ("results.csv", "run.json", "ckpt_last.pt", *BEST)]
+        for name in FILES:
+            for leftover in self.folder.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
+        held = [self.folder / name for name in FILES if (self.folder / name).exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
                 fail(f"{self.folder} holds a run: --init_from=resume goes on with it, --overwrite=True replaces it")
