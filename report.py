@@ -18,7 +18,7 @@ from study.results import (
 )  # fmt: skip
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
-from study.tables import HEADINGS, TABLES, markdown
+from study.tables import HEADINGS, TABLES, markdown, percent
 
 root_dir = "results"  # folder of the experiments' tables
 path = "RESULTS.md"  # where to write
@@ -84,7 +84,7 @@ def rate(right, total):
     if not total:
         return "no seeds yet"
     low, high = (100 * bound for bound in wilson(right, total))
-    return f"{right} of {total} ({100 * right / total:.0f}%, {low:.0f} to {high:.0f})"
+    return f"{right} of {total} ({percent(right, total)}%, {low:.0f} to {high:.0f})"
 
 
 def rate_of(runs, holds):
@@ -116,7 +116,7 @@ def compared(seeds_a, seeds_b, holds):
     right_a, total_a, right_b, total_b = both = counts(seeds_a, seeds_b, holds)
     low, high = (100 * bound for bound in difference(*both))
     points = 100 * (right_a / total_a - right_b / total_b)
-    return f"{points:+.0f} points ({low:+.0f} to {high:+.0f}; Fisher's exact test p = {fisher_exact(*both):.2g})"
+    return f"{points:+.{int(0 < abs(points) < 1)}f} points ({low:+.0f} to {high:+.0f}; Fisher's exact test p = {fisher_exact(*both):.2g})"
 
 
 def number(value, digits=1):

@@ -35,9 +35,15 @@ def score(results, column, at):
     return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
 
 
+def percent(right, total):
+    """A share in percent; a digit more where it would read as none or all: 1 of 200 is 0.5."""
+    value = 100 * right / total
+    return f"{value:.{int(0 < value < 1 or 99 < value < 100)}f}"
+
+
 def share(right, total):
     """A share of some runs or evaluations: 17 of 20 (85%)."""
-    return f"{right} of {total} ({100 * right / total:.0f}%)" if total else "none made"
+    return f"{right} of {total} ({percent(right, total)}%)" if total else "none made"
 
 
 def of_one_run(runs, name, columns):

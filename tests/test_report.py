@@ -147,6 +147,12 @@ def test_a_report_of_one_cell_alone_says_what_is_not_run():
     assert "ours with its seed not run yet" in text and "Between them" not in text
 
 
+def test_a_share_that_is_neither_none_nor_all_does_not_read_so():
+    assert report.rate(1, 200) == "1 of 200 (0.5%, 0 to 3)" and report.rate(199, 200) == "199 of 200 (99.5%, 97 to 100)"
+    assert report.rate(0, 200) == "0 of 200 (0%, 0 to 2)" and report.rate(200, 200) == "200 of 200 (100%, 98 to 100)"
+    assert report.compared([MEMORY] * 60, [WHOLE] + [MEMORY] * 199, report.generalizes).startswith("-0.5 points (-3 to ")
+
+
 @pytest.mark.parametrize("right, total, words", [
     (0, 3, "none"), (3, 3, "all"), (60, 100, "most"), (55, 100, "some"), (39, 100, "fewer than half"),
 ])  # fmt: skip
