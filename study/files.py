@@ -6,13 +6,18 @@ import os
 from study.settings import fail
 
 
+def temporary_of(path, writer):
+    """Where a process writes a file before it is whole; writer: its number, "*" for a pattern of all."""
+    return path.with_name(f".{path.name}.{writer}.tmp")
+
+
 def write_files(files):
     """Writes {path: bytes}: each file is whole or as it was before.
 
     Each goes to a temporary file beside its path and is synced; when all are on the disk they are renamed,
-    one after the other in this order. Ends the program on OSError. A kill can leave temporary files behind.
+    one after the other in this order. Ends the program on OSError. What a kill leaves, remove_leftovers() removes.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    temporary = {path: temporary_of(path, os.getpid()) for path in files}
     try:
         for path, content in files.items():
             with open(temporary[path], "wb") as file:
@@ -27,6 +32,13 @@ def write_files(files):
         for name in temporary.values():
             with contextlib.suppress(OSError):
                 name.unlink()
+
+
+def remove_leftovers(paths):
+    """Removes the temporary files of writers that were killed; only for who alone may write these files."""
+    for path in paths:
+        for leftover in path.parent.glob(temporary_of(path, "*").name):
+            leftover.unlink()
 
 
 def append_to_file(path, text):

@@ -21,7 +21,7 @@ from data.dataset import read_meta
 from data.tasks import HELD_OUT
 from model import GPT, GPTConfig
 from study.device import machine, output_of
-from study.files import append_to_file, write_files
+from study.files import append_to_file, remove_leftovers, write_files
 from study.settings import fail
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
@@ -51,10 +51,9 @@ class RunFolder:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the kernel, however we end
         except OSError:
             fail(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
-        for name in FILES:
-            for leftover in self.folder.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote
-                leftover.unlink()
-        held = [self.folder / name for name in FILES if (self.folder / name).exists()]
+        files = [self.folder / name for name in FILES]
+        remove_leftovers(files)
+        held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
                 fail(f"{self.folder} holds a run: --init_from=resume goes on with it, --overwrite=True replaces it")
