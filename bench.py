@@ -20,15 +20,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.dataset import DATA_DIR, read_meta
-from data.tasks import tasks_spelled_by
-from study.batches import Batches, load_splits
+from data.dataset import DATA_DIR
 from study.device import describe, machine, setup_device
 from study.files import write_files
 from study.run_folder import to_bytes
 from study.scoring import NUM_SAMPLES, TEMPERATURE, TOP_K, evaluate
 from study.settings import configure
-from study.state import TrainingState
+from study.state import set_up
 from study.update import build, get_lr, make_train
 
 plain = False  # also measure the plain loop
@@ -142,13 +140,9 @@ def report(title, lines):
 if __name__ == "__main__":
     cfg = configure({"__file__": str(Path(__file__).with_name("train_with_eval.py"))}, globals())
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
-    chars, meta = read_meta(cfg.dataset)
-    splits = load_splits(cfg.dataset, cfg.block_size, device)
-    tasks = tasks_spelled_by(chars, meta["held_out"])
-    model, optimizer = build(cfg, len(chars), device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    batches = Batches(len(splits["train"]), cfg, device)
-    train, how, notes = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
+    state, splits, tasks, resolved = set_up(cfg, device, dtype)
+    model, batches, chars = state.model, state.batches, resolved["chars"]
+    train, how, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     plain_model, _ = build(cfg, len(chars), device)
@@ -156,8 +150,8 @@ if __name__ == "__main__":
     few = max(1, cfg.block_iters // 10)
 
     def iterations():
-        for it in range(0, cfg.block_iters, train.most):
-            updates = min(train.most, cfg.block_iters - it)
+        for it in range(0, cfg.block_iters, train.max_updates):
+            updates = min(train.max_updates, cfg.block_iters - it)
             train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
 
     def evaluation():
@@ -176,7 +170,6 @@ if __name__ == "__main__":
     steps, *plain_steps = timed(device, cfg.blocks, *measured)
     steps = [seconds / cfg.block_iters for seconds in steps]
     [evaluations] = timed(device, cfg.evals, evaluation)
-    state = TrainingState(model, optimizer, scaler, batches, device)
     best, last = timed(device, 5, lambda: save(model.state_dict), lambda: save(state.state_dict))
     device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
@@ -202,11 +195,11 @@ if __name__ == "__main__":
         ("ckpt_last.pt, with the optimizer", spread(last, 1)),
         (f"whole run ({cfg.max_iters:,} iterations)",
          f"{whole:.0f} s with {count} evaluations, {100 * cfg.max_iters * step / whole:.1f}% of it training"),
-        ("peak memory of the process", f"{memory:.0f} MB"),
+        ("peak memory of the process", f"{memory:.0f} MB" + ", the plain loop's included" * cfg.plain),
         ("measured here", f"{rate / 1e9:,.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:,.0f} GB/s in a copy"),
     ]
     if device.type == "cuda":
-        lines.append(("peak memory of the device", f"{device_memory / 1e6:.0f} MB"))
+        lines.append(("peak memory of the device", f"{device_memory / 1e6:.0f} MB" + ", the plain loop's included" * cfg.plain))
     report("this version", lines)
 
     if cfg.plain:

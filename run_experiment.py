@@ -24,7 +24,7 @@ import torch
 
 from data.dataset import read_meta
 from study.device import setup_device
-from study.experiments import config_file, config_of, dataset_of, finished_run, named, train_settings, write_tables
+from study.experiments import config_file, config_of, dataset_of, finished_run, named, require_same_run, train_settings, write_tables
 from study.results import ROOT, params_of, published_runs
 from study.run_folder import read_run_json
 from study.settings import catch_stop, configure, exit_on_signals, fail
@@ -106,12 +106,12 @@ def stacks_of(runs, done, device, memory):
     return [names for names in parts if len(names) > 1]
 
 
-def train_stacks(experiment, folders, waiting, done, device, finish):
+def train_stacks(experiment, folders, waiting, done, device, memory, finish):
     """Trains the waiting runs that can be stacked, stack by stack, and calls finish(name) for each that is complete.
 
     A run that cannot go on in its stack is left as it is, and so are the runs of one that does not fit into memory.
+    memory: bytes that a stack may take.
     """
-    memory = torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else 8e9  # half of what is free
     asked = catch_stop()
     for names in stacks_of({name: experiment[name] for name in waiting}, done, device, memory):
         cfgs = []
@@ -130,6 +130,7 @@ def train_stacks(experiment, folders, waiting, done, device, finish):
         for name, cfg in zip(names, cfgs):
             if cfg in ended:
                 finish(name)
+    torch.cuda.empty_cache()  # for the processes that train what is left
     exit_on_signals()
     if asked:
         sys.exit(128 + asked[0])
@@ -169,10 +170,10 @@ def hours(seconds):
     return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
 
 
-def run_all(experiment, root, table, device, jobs, threads, stacks=False):
+def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
     """Makes {run: settings} complete, with their tables in the folder `table`; returns the runs that failed.
 
-    `jobs` train at a time, in processes of their own; with `stacks`, first those that can train together, here.
+    `jobs` train at a time, in processes of their own; with bytes for a stack, first those that can train together, here.
     """
     terminal = sys.stdout.isatty()
     clear = "\r\x1b[K" if terminal else ""
@@ -185,7 +186,9 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
     iters = {name: config_of(settings)["max_iters"] for name, settings in experiment.items()}
     done = {name: saved(folder) for name, folder in folders.items()}
     for name, settings in experiment.items():
-        if name not in finished:
+        if name in finished:
+            require_same_run(name, settings, finished[name])
+        else:
             cfg = types.SimpleNamespace(**config_of(settings) | train_settings(settings) | {"out_dir": folders[name]})
             require_same_settings(cfg, read_run_json(folders[name]).get("config", {}))
             if done[name] >= iters[name]:
@@ -202,9 +205,9 @@ def run_all(experiment, root, table, device, jobs, threads, stacks=False):
         finished[name] = finished_run(name, experiment[name], folders[name])
         print(f"{clear}{name}: complete", flush=True)
 
-    if stacks:
+    if stack_memory:
         try:
-            train_stacks(experiment, folders, waiting, done, device, finish)
+            train_stacks(experiment, folders, waiting, done, device, stack_memory, finish)
         finally:
             write()
         waiting = [name for name in waiting if name not in finished]
@@ -266,6 +269,7 @@ if __name__ == "__main__":
     root = Path(cfg.root_dir).resolve()
     os.chdir(ROOT)  # where the scripts and configs are
     root = Path(os.path.relpath(root))
-    failed = run_all(named(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads, stacks=device.type == "cuda")
+    stack_memory = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0  # half of what is free
+    failed = run_all(named(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads, stack_memory)
     if failed:
         fail(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)

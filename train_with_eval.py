@@ -20,16 +20,13 @@ import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 import torch.distributed as dist
 
-from data.dataset import read_meta
-from data.tasks import tasks_spelled_by
-from study.batches import Batches, load_splits
 from study.device import setup_device
 from study.progress import Progress
-from study.run_folder import RunFolder
+from study.run_folder import RunFolder, launcher
 from study.scoring import evaluate, require_finite
 from study.settings import catch_stop, configure, fail
-from study.state import TrainingState, resume
-from study.update import build, get_lr, make_train
+from study.state import resume, set_up
+from study.update import get_lr, make_train
 
 out_dir = "out"  # folder of the run; a config file's name without train_ unless set
 init_from = "scratch"  # scratch, or resume to go on from out_dir/ckpt_last.pt
@@ -69,7 +66,7 @@ wandb_run_name = ""  # its run; out_dir unless set
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
 fast = True  # take the compiled C step where it applies: CPU, float32, one layer, one head, no bias, no dropout, one process
-compile = "auto"  # torch.compile the update: True, False or auto (CUDA only)
+compile = "auto"  # torch.compile PyTorch's update: True, False or auto (on CUDA with one process)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto; on CUDA only, with one process
 
 
@@ -99,8 +96,7 @@ def resume_command(world_size):
         of_another = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))
         if not of_another and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
             arguments.append(argument)
-    launcher = "python" if world_size == 1 else f"torchrun --standalone --nproc_per_node={world_size}"
-    return f"{launcher} {shlex.join(arguments)} --init_from=resume"
+    return f"{launcher(world_size)} {shlex.join(arguments)} --init_from=resume"
 
 
 if __name__ == "__main__":
@@ -121,25 +117,18 @@ if __name__ == "__main__":
             fail("wandb_log=True needs the package wandb: pip install wandb")
 
     # build
-    chars, meta = read_meta(cfg.dataset)
-    splits = load_splits(cfg.dataset, cfg.block_size, device)
-    tasks = tasks_spelled_by(chars, meta["held_out"])
-    model, optimizer = build(cfg, len(chars), device)
+    state, splits, tasks, resolved = set_up(cfg, device, dtype, rank, world_size)
+    model, batches, chars = state.model, state.batches, resolved["chars"]
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # its own dropout
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    state = TrainingState(model, optimizer, scaler, batches, device)
-
     run = RunFolder(cfg) if rank == 0 else None
-    made = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}  # what dataset and dtype came to
     if cfg.init_from == "resume":
-        resume(state, cfg, made)
+        resume(state, cfg, resolved)
     rows, it = state.rows, state.iter_num
-    train, how, notes = make_train(model, optimizer, scaler, splits["train"], cfg, device, dtype, autocast)
+    train, how, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
     seconds, step_before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), ""
     if rank == 0:
-        step_before = run.begin(model, tasks, device, made | {"step": how, "processes": world_size}, seconds, it, rows)
+        step_before = run.begin(model, tasks, device, resolved | {"step": how, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 
@@ -184,7 +173,7 @@ if __name__ == "__main__":
         if ends:
             break
 
-        updates = min(train.most, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
+        updates = min(train.max_updates, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
         before = seconds["training"]
         with timed("training"):
             loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])

@@ -1,7 +1,7 @@
 """Experiments: many runs that a file in experiments/ describes, and the two tables that they become.
 
-A file assigns `runs`, a list of {setting: value} that grid() makes. "config" names the config file, and the
-other settings go over it; line_seed and held_out are those of the dataset's prepare.py.
+A file assigns `runs`, a list of {setting: value} that grid() makes. "config" names the config file, whose
+values the other settings override; line_seed and held_out are those of the dataset's prepare.py.
 
 <root_dir>/<experiment>/runs.csv has a row a run, with the columns RUN_COLUMNS, and evaluations.csv.gz a row an
 evaluation: the run's settings, SETTING_COLUMNS, and the columns of its results.csv, which row_of() in
@@ -17,7 +17,7 @@ import re
 
 import torch
 
-from data.tasks import HELD_OUT, arithmetic, parse_pairs
+from data.tasks import GROUPS, arithmetic, parse_pairs
 from study.device import describe
 from study.files import write_files
 from study.results import ROOT, Run, columns, read_rows, scores_of
@@ -25,8 +25,9 @@ from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
 from study.settings import check_setting, defaults_of, fail, run_config_file, stated_settings
 
-DATA_SETTINGS = {"line_seed": -1, "held_out": HELD_OUT}  # of the prepare.py scripts, with their defaults
+DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
+SCORED = (*GROUPS, "held_out")  # the held-out sums and differences count among the groups' too
 # What the columns of runs.csv mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
     "run": "name of the run",
@@ -39,16 +40,13 @@ SETTING_COLUMNS = {
     "step": "what made the updates",
     "dtype": "precision of the updates",
     "max_iters": "updates in total",
-}  # fmt: skip
+}
 RUN_COLUMNS = SETTING_COLUMNS | {
     "num_params": "parameters without position embeddings",
-    "add_total": "samples of additions at each evaluation; 0: not asked, and so for the others",
-    "sub_total": "of subtractions",
-    "facts_total": "of capitals",
-    "held_out_total": "of held-out sums and differences, which are among the above too",
+    **{f"{group}_total": f"samples at each evaluation, 0 if not asked: {group}" for group in SCORED},
     "best_iter": "iteration of the best evaluation: the one with the most right samples, the earliest of equals",
-    **{f"best_{group}": f"right at the best evaluation: {group}" for group in ("add", "sub", "facts", "held_out")},
-    **{f"last_{group}": f"right at the last evaluation: {group}" for group in ("add", "sub", "facts", "held_out")},
+    **{f"best_{group}": f"right at the best evaluation: {group}" for group in SCORED},
+    **{f"last_{group}": f"right at the last evaluation: {group}" for group in SCORED},
     "late": "evaluations from iteration 20,000 on",
     "late_right": "those of them with every held-out sample right",
     "lowest_val_loss": "nats per character",
@@ -57,7 +55,7 @@ RUN_COLUMNS = SETTING_COLUMNS | {
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",
     "commit": "of the code",
-}  # fmt: skip
+}
 
 
 def grid(**axes):
@@ -96,7 +94,7 @@ def named(runs):
         script = ROOT / "data" / str(config_of(settings)["dataset"]) / "prepare.py"
         if not script.exists():
             fail(f"dataset='{config_of(settings)['dataset']}' in `runs`: there is no {script.relative_to(ROOT)} that prepares it")
-        prepares = stated_settings(script).keys() & DATA_SETTINGS.keys()
+        prepares = stated_settings(script).keys() & set(DATA_SETTINGS)
         for key, value in settings.items():
             if key == "config" or (script, key, str(value)) in checked:
                 continue
@@ -147,6 +145,15 @@ def dataset_of(settings):
 def train_settings(settings):
     """Everything train_with_eval.py is to be given for a run, the config file apart, but the folder and the device."""
     return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")} | {"dataset": dataset_of(settings)[0]}
+
+
+def require_same_run(name, settings, run):
+    """Ends the program if the tables' run of this name is another one, as far as SETTING_COLUMNS tell."""
+    asked = config_of(settings) | {"line_seed": -1} | settings
+    for column in [column for column in SETTING_COLUMNS if column in asked and column != "config"]:
+        theirs, ours = run.info[column], asked[column]
+        if ours not in ("auto", theirs if isinstance(ours, str) else float(theirs)):
+            fail(f"{name} is in the tables already, with {column}={theirs} and not {ours}: another --root_dir makes it anew")
 
 
 def finished_run(name, settings, folder):

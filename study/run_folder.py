@@ -1,7 +1,8 @@
 """The folder of a run: who may write there, results.csv, checkpoints, run.json; and reading them back.
 
-Whatever ends a run, a kill or a full disk, leaves each file as it was or complete. What a killed run had
-finished beyond its ckpt_last.pt stays: when it is resumed it makes the same rows again.
+Whatever ends a run, a kill or a full disk, leaves each file as it was or complete, but for the last line of
+results.csv, which the resumed run writes again. What a killed run had finished beyond its ckpt_last.pt stays:
+when it is resumed it makes the same rows again.
 """
 
 import dataclasses
@@ -60,20 +61,20 @@ class RunFolder:
             for path in held:
                 path.unlink()
 
-    def begin(self, model, tasks, device, made, seconds, it, rows):
+    def begin(self, model, tasks, device, resolved, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        made: what dataset and settings came to (chars, held_out, dtype, step, processes). seconds: wall
+        resolved: what dataset and settings come to (chars, held_out, dtype, step, processes). seconds: wall
         time from now on by what it is spent on, counted by the caller. rows: the evaluations so far, which
         a results.csv that was cut gets back. Returns the step of the part before, "" if this is the first.
         """
-        self.model, self.tasks, self.made = model, tasks, made
+        self.model, self.tasks, self.resolved = model, tasks, resolved
         before = read_run_json(self.folder)
         self.info = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
-            **machine(device), **{key: made[key] for key in ("dtype", "step", "processes", "held_out")},
+            **machine(device), **{key: resolved[key] for key in ("dtype", "step", "processes", "held_out")},
             "num_params": model.num_params(),
             "iter_num": it,  # iterations done
             "saved_iter_num": it,  # of these, what ckpt_last.pt holds: a run is complete when that is all
@@ -96,7 +97,7 @@ class RunFolder:
         """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
         return {
             "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config), "config": vars(self.cfg),
-            **{key: self.made[key] for key in ("chars", "held_out", "dtype")},
+            **{key: self.resolved[key] for key in ("chars", "held_out", "dtype")},
         }
 
     def save_evaluation(self, rows):
@@ -116,6 +117,11 @@ class RunFolder:
         """Writes ckpt_last.pt from TrainingState.state_dict()."""
         self.info["saved_iter_num"] = state["iter_num"]
         self._write(state["iter_num"], {"ckpt_last.pt": to_bytes(self.checkpoint() | state)})
+
+
+def launcher(processes):
+    """What starts a script that is to train in so many processes."""
+    return "python" if processes == 1 else f"torchrun --standalone --nproc_per_node={processes}"
 
 
 def best_checkpoints(rows, tasks):

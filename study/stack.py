@@ -16,14 +16,11 @@ from typing import NamedTuple
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.dataset import read_meta
-from data.tasks import tasks_spelled_by
 from model import adamw
-from study.batches import Batches, load_splits
 from study.run_folder import RunFolder
 from study.scoring import evaluate
-from study.state import TrainingState, resume
-from study.update import build, cuda_graph, get_lr, make_captured_train, make_eager_train
+from study.state import TrainingState, resume, set_up
+from study.update import cuda_graph, get_lr, make_captured_train, make_eager_train
 
 OWN = {"seed", "data_seed", "dataset", "out_dir", "init_from"}  # settings in which the members of a stack may differ
 
@@ -127,26 +124,18 @@ class Member(NamedTuple):
     cfg: SimpleNamespace  # its settings
     state: TrainingState
     splits: dict  # load_splits() of its dataset
-    chars: str  # vocabulary
     tasks: list
+    resolved: dict  # what dataset and dtype come to: chars, held_out, dtype
     run: RunFolder
-    made: dict  # what dataset and dtype came to, for run.json and checkpoints
 
 
-def open_member(cfg, device, dtype, loaded):
-    """The Member of a run, begun or resumed; loaded: {dataset: splits} so far, so that members share what is the same."""
-    if cfg.dataset not in loaded:
-        loaded[cfg.dataset] = load_splits(cfg.dataset, cfg.block_size, device)
-    splits = loaded[cfg.dataset]
-    chars, meta = read_meta(cfg.dataset)
-    model, optimizer = build(cfg, len(chars), device)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    state = TrainingState(model, optimizer, scaler, Batches(len(splits["train"]), cfg, device), device)
-    made = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
+def open_member(cfg, device, dtype):
+    """The Member of a run, begun or resumed."""
+    state, splits, tasks, resolved = set_up(cfg, device, dtype)
     run = RunFolder(cfg)
     if cfg.init_from == "resume":
-        resume(state, cfg, made)
-    return Member(cfg, state, splits, chars, tasks_spelled_by(chars, meta["held_out"]), run, made)
+        resume(state, cfg, resolved)
+    return Member(cfg, state, splits, tasks, resolved, run)
 
 
 def attempt(function, *arguments):
@@ -163,11 +152,11 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
     """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
 
     cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is. Returns the
-    settings of the runs that came to the end: one that cannot be opened, one whose weights or loss are no longer
-    finite and one that a kill has left at another iteration than most are left as they were saved last.
+    settings of the runs that came to the end. The others are left as they were saved last: those that cannot be
+    opened, those whose weights or loss are no longer finite, and those that are not where most of the stack is.
     """
-    cfg, loaded = cfgs[0], {}
-    members = [member for own in cfgs if (member := attempt(open_member, own, device, dtype, loaded))]
+    cfg = cfgs[0]
+    members = [member for own in cfgs if (member := attempt(open_member, own, device, dtype))]
     if not members:
         return []
     [(it, _)] = Counter(member.state.iter_num for member in members).most_common(1)
@@ -179,8 +168,8 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
     how = f"PyTorch, a stack of {len(members)}" + ", one CUDA graph an update" * captures
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
     for member in members:
-        made = member.made | {"step": how, "processes": 1}
-        member.run.begin(member.state.model, member.tasks, device, made, seconds, it, member.state.rows)
+        resolved = member.resolved | {"step": how, "processes": 1}
+        member.run.begin(member.state.model, member.tasks, device, resolved, seconds, it, member.state.rows)
 
     @contextlib.contextmanager
     def timed(what):
@@ -204,7 +193,7 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
             if rows and rows[-1]["iter"] == it:  # a resumed run may have this one
                 continue
             with timed("evaluation"):
-                row = attempt(evaluate, member.state.model, member.splits, member.chars, member.tasks, it, member.cfg, autocast)
+                row = attempt(evaluate, member.state.model, member.splits, member.resolved["chars"], member.tasks, it, member.cfg, autocast)
             if row is None:
                 members.remove(member)
                 continue
@@ -220,7 +209,7 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
         say(it)
         if ends or not members:
             return [member.cfg for member in members if it >= cfg.max_iters]
-        updates = min(train.most, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
+        updates = min(train.max_updates, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
         with timed("training"):
             indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
             losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])

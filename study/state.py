@@ -5,8 +5,12 @@ import os
 import torch
 import torch.distributed as dist
 
+from data.dataset import read_meta
+from data.tasks import tasks_spelled_by
+from study.batches import Batches, load_splits
 from study.run_folder import read_checkpoint, read_run_json
 from study.settings import fail
+from study.update import build
 
 # What may differ when a run is resumed: nothing here but another device changes the weights.
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
@@ -54,6 +58,20 @@ class TrainingState:
         self.rows, self.iter_num = state["rows"], state["iter_num"]
 
 
+def set_up(cfg, device, dtype, rank=0, world_size=1):
+    """(TrainingState before the first update, splits of load_splits(), tasks, resolved) of settings of train_with_eval.py.
+
+    resolved: what dataset and dtype come to (chars, held_out, dtype), which a run that goes on must come to as well.
+    """
+    chars, meta = read_meta(cfg.dataset)
+    splits = load_splits(cfg.dataset, cfg.block_size, device)
+    model, optimizer = build(cfg, len(chars), device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
+    resolved = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
+    return TrainingState(model, optimizer, scaler, batches, device), splits, tasks_spelled_by(chars, meta["held_out"]), resolved
+
+
 def random_state(device):
     """The random states that training draws from (dropout), of this process."""
     state = {"cpu": torch.get_rng_state()}
@@ -79,7 +97,7 @@ def require_same_settings(cfg, config):
             fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
 
 
-def resume(state, cfg, made):
+def resume(state, cfg, resolved):
     """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
     path = f"{cfg.out_dir}/ckpt_last.pt"
     if not os.path.exists(path):
@@ -93,7 +111,7 @@ def resume(state, cfg, made):
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
     require_same_settings(cfg, last["config"])
-    for key, value in made.items():
+    for key, value in resolved.items():
         if last[key] != value:
             fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
     try:

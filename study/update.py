@@ -2,7 +2,7 @@
 
 Each make_..._train returns train(indices, lrs), which makes an update for each of the learning rates and
 returns the last one's loss. indices: (updates, gradient_accumulation_steps, windows) rows of the training
-windows, on their device. train.most is how many updates one call may be asked for.
+windows, on their device. train.max_updates is how many updates one call may be asked for.
 """
 
 import math
@@ -89,7 +89,7 @@ def make_eager_train(update, optimizer):
             loss = update(batches)
         return loss
 
-    train.most = 1
+    train.max_updates = 1
     return train
 
 
@@ -122,7 +122,7 @@ def make_captured_train(update, model, optimizer, shape, device, capture):
             loss = launch()
         return loss
 
-    train.most = BLOCK
+    train.max_updates = BLOCK
     return train
 
 
@@ -171,7 +171,7 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
         step, how = fast_step.load_step(model.config)
         if step:
             train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
-            train.most = BLOCK
+            train.max_updates = BLOCK
             torch.set_num_threads(1)  # evaluations of models this small gain nothing from more, and wait for each other
             return train, how, notes
         notes.append(f"{how}; training takes PyTorch's step, which is several times slower")

@@ -224,7 +224,7 @@ def test_a_captured_stack_runs_with_every_tensor_on_the_gpu(settings, fake_gpu, 
     assert on_cuda.count["aten._fused_adamw_"] == 4  # two groups of parameters, two updates, for all members at once
     # Every product is one of all members. Attention made of products is in float32, as a kernel of it is inside.
     assert on_cuda.dtypes == {"aten.bmm": {getattr(torch, dtype), torch.float32}}
-    assert train.most == update.BLOCK
+    assert train.max_updates == update.BLOCK
 
 
 @pytest.mark.parametrize("name", ["math_mini_14", "math_mini_mlt"])
@@ -412,7 +412,7 @@ def test_compiling_and_capturing_are_chosen_each_for_itself(
             model, optimizer, scaler, fake_gpu.from_tensor(windows), cfg, device, "float32", contextlib.nullcontext())
     assert (len(compiled), len(captured)) == (compiles, captures)
     assert ("compiled" in how, "CUDA graph" in how) == (compiles, captures) and not notes
-    assert train.most == (update.BLOCK if captures else 1)
+    assert train.max_updates == (update.BLOCK if captures else 1)
     for group in optimizer.param_groups:  # compiled or captured it must be read from a tensor in every update
         lr = group["lr"]
         assert lr.device == device and lr.dtype == torch.float32 if compiles or captures else isinstance(lr, float)

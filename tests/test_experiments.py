@@ -214,6 +214,20 @@ def test_a_run_that_another_experiment_published_is_not_made_again(project, monk
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in ("runs.csv", "evaluations.csv.gz"))
 
 
+def test_a_published_run_of_another_config_is_not_taken_for_this_one(project, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(project)
+    runs = read_tables(ROOT / "results" / "paper")
+    (tmp_path / "paper").mkdir()
+    write_tables(tmp_path / "paper", {name: runs[name] for name in ("math_mini_14", "facts_mini_14_wd")})
+    options = {"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
+    asked = {"math_mini_14": {"config": "math_mini_14", "weight_decay": 0}, "facts_mini_14_wd": {"config": "facts_mini_14_wd"}}
+    assert run_experiment.run_all(asked, **options) == []
+    for column, theirs, ours in (("n_embd", "14", 15), ("weight_decay", "0.0", 0.1), ("line_seed", "-1", 3), ("held_out", "5,7", "1,2")):
+        with pytest.raises(SystemExit):
+            run_experiment.run_all({"math_mini_14": {"config": "math_mini_14", column: ours}}, **options)
+        assert f"math_mini_14 is in the tables already, with {column}={theirs} and not {ours}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")), ids=lambda folder: folder.name)
 def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
     experiment = runs_of(ROOT / "experiments" / f"{folder.name}.py")
@@ -228,7 +242,7 @@ def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
         held_out = "none" if config["dataset"] == "facts_char" else experiment[name].get("held_out", "5,7")
         assert run.info["held_out"] == held_out
         assert run.results["iter"].tolist() == [*range(0, config["max_iters"], 250), config["max_iters"]]
-        assert {column: float(run.info[column]) for column in scores_of(run.results)} == scores_of(run.results)
+        assert {column: float(run.info.get(column, 0)) for column in scores_of(run.results)} == scores_of(run.results)
         answered = {5 if held_out == "none" else len(set(said)) for said in run.results["held_out_answers"]}
         assert answered == {5 if held_out == "none" else 4}
     assert all(path.stat().st_size < 5_000_000 for path in folder.iterdir())

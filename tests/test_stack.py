@@ -190,7 +190,7 @@ def test_what_can_train_together_does(project, monkeypatch):
 def test_an_experiment_trains_its_stacks_and_then_what_is_left(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
     experiment = named(grid(config="math_mini_14", seed=[1, 2, 3], line_seed=[1, 2], **SHORT) + grid(config="facts_mini_14", **SHORT))
-    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stacks=True) == []
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stack_memory=8e9) == []
     out = capfd.readouterr().out
     assert "and 5 like it 0 of 40" in out and out.count(": complete") == 7
     steps = {name: run.info["step"] for name, run in read_tables(tmp_path / "mine").items()}
@@ -202,11 +202,11 @@ def test_runs_that_do_not_fit_into_memory_together_train_one_by_one(project, mon
     def no_room(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    no_room.most = 1
+    no_room.max_updates = 1
     monkeypatch.chdir(project)
     monkeypatch.setattr(stack, "make_stacked_train", lambda states, *_, **__: (no_room, lambda: torch.ones(len(states), dtype=torch.bool)))
     experiment = named(grid(config="math_mini_14", seed=[1, 2], **SHORT))
-    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stacks=True) == []
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stack_memory=8e9) == []
     assert "2 runs like math_mini_14" in (err := capfd.readouterr().err) and err.endswith("do not fit into memory together; they train one by one\n")
     assert [run.info["step"] for run in read_tables(tmp_path / "mine").values()] == ["PyTorch"] * 2
 
@@ -214,7 +214,7 @@ def test_runs_that_do_not_fit_into_memory_together_train_one_by_one(project, mon
 def test_after_the_stacks_a_first_signal_ends_the_program(project, monkeypatch):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
-        run_experiment.train_stacks({}, {}, [], {}, "cpu", None)
+        run_experiment.train_stacks({}, {}, [], {}, "cpu", 8e9, None)
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGTERM)
         assert ended.value.code == 143

@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import importlib.util
 import json
 import os
 import pty
@@ -322,6 +321,7 @@ def test_two_processes_train_as_one_and_resume_exactly(project, call, in_tmp):
     assert call("train_with_eval.py", *SHORT, "--fast=False", "--out_dir=one").returncode == 0
     two = torchrun(project, *SHORT, "--out_dir=two")
     assert two.returncode == 0, two.stderr
+    assert json.loads(Path("two/run.json").read_text())["command"].startswith("torchrun --standalone --nproc_per_node=2 ")
     for one, two in zip(rows_of("one"), rows_of("two"), strict=True):
         assert float(one["val_loss"]) == pytest.approx(float(two["val_loss"]), rel=1e-5)
 
@@ -375,6 +375,11 @@ def test_bfloat16_trains_on_the_cpu(call, in_tmp):
     assert float(rows_of("run")[-1]["val_loss"]) < float(rows_of("run")[0]["val_loss"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_is_asked_for_only_when_wanted(call, in_tmp):
-    refused(call("train_with_eval.py", *SHORT, "--wandb_log=True"), "wandb", "pip install wandb")
+def test_wandb_gets_every_row_of_a_run(call, in_tmp, monkeypatch):
+    runs, logged = [], {}
+    wandb = SimpleNamespace(init=lambda **run: runs.append(run), log=lambda row, step: logged.update({step: row}))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert call("train_with_eval.py", *SHORT, "--wandb_log=True", "--out_dir=run").returncode == 0
+    [run] = runs
+    assert (run["project"], run["name"], run["config"]["n_embd"]) == ("too-big-to-think", "run", 14)
+    assert {str(step): str(row["val_loss"]) for step, row in logged.items()} == {row["iter"]: row["val_loss"] for row in rows_of("run")}
