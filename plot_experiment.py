@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from data.tasks import HELD_OUT, arithmetic
 from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
 from study.results import all_right, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
@@ -21,7 +22,7 @@ format = "png"  # or pdf, for print
 
 WIDTHS = (14, 28, 56)
 SINGLE = 5  # runs of a cell that are drawn one by one, the first seeds: more hide each other
-PROBLEMS = ("5+7", "7+5", "5-7", "7-5")
+PROBLEMS = {problem.prompt[1:-1]: problem.answer for problem in arithmetic().problems if problem.held_out}  # "5+7": "12"
 SCORED = {  # what right_and_total() counts -> label, colour and marker
     "trained": ("trained arithmetic", CURVES["add"][1], "o"),
     "held_out": ("held-out arithmetic", CURVES["held_out"][1], "s"),
@@ -140,9 +141,8 @@ def plot_held_out(runs):
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 0.9 + 0.21 * len(cells)), layout="constrained")
     shares = np.zeros((len(cells), len(PROBLEMS)))
     for row, (n, seeds) in enumerate(cells.items()):
-        for column, problem in enumerate(PROBLEMS):
+        for column, (problem, correct) in enumerate(PROBLEMS.items()):
             answers = Counter(run.results["held_out_answers"][-1][problem] for run in seeds)
-            correct = str(answer_to(problem))
             shares[row, column] = answers[correct] / len(seeds)
             wrong = [(count, text) for text, count in answers.items() if text != correct]
             text = f"{100 * shares[row, column]:.0f}%"
@@ -151,16 +151,10 @@ def plot_held_out(runs):
                 text += "   wrong ones differ" if count == 1 < len(wrong) else f"   says {said} ({count} run{'s' * (count > 1)})"
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.62 else "black")
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer_to(problem)}" for problem in PROBLEMS])
+    ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer}" for problem, answer in PROBLEMS.items()])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])
     ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer, of equals one (?: no number)")
     return figure
-
-
-def answer_to(problem):
-    """The right answer to a problem such as "5-7"."""
-    a, sign, b = problem
-    return int(a) + int(b) if sign == "+" else int(a) - int(b)
 
 
 def plot_orders(runs):
@@ -191,7 +185,7 @@ def plot_pairs(runs):
     cells = pairs_of(runs)
     if not cells:
         return None
-    cells["5,7\n(the paper's)"] = seeds_of(runs, "math_mini_14")
+    cells[f"{HELD_OUT}\n(the paper's)"] = seeds_of(runs, "math_mini_14")
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.6), layout="constrained")
     for x, (pair, seeds) in enumerate(cells.items()):
         right = sum(all_right(run.results, "held_out") for run in seeds)

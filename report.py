@@ -1,9 +1,11 @@
 """Writes RESULTS.md: what the runs in the tables of the experiments say about each claim of the paper.
 
-    python report.py                       (RESULTS.md)
-    python report.py --readme=README.md    (and the README's table)
+    python report.py                                            (RESULTS.md)
+    python report.py --readme=README.md                         (and the README's table)
+    python report.py --root_dir=again --path=RESULTS_again.md    (of other tables)
 """
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,7 +17,7 @@ from study.files import write_files
 from study.results import (
     GRIDS, SIZES, all_right, best_evaluation, by_seed, how_far, late_evaluations, orders_of, pairs_of, published_runs, read_runs,
     right_and_total, seeds_of, widths_of,
-)  # fmt: skip
+)
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
 from study.tables import HEADINGS, TABLES, markdown, percent
@@ -32,27 +34,32 @@ WD = "with weight decay 0.1"
 
 
 def generalizes(run):
+    """All held-out samples right at the last evaluation."""
     return all_right(run.results, "held_out")
 
 
 def at_best(run):
+    """All held-out samples right at the best evaluation: what the paper counts."""
     return all_right(run.results, "held_out", best_evaluation(run.results))
 
 
 def at_best_of_trained(run):
-    """The same at the evaluation with the most trained problems right: one that was chosen without a look at the held-out ones."""
+    """All held-out samples right at the evaluation with the most trained ones right, which is chosen without a look at them."""
     return all_right(run.results, "held_out", best_evaluation(run.results, "trained"))
 
 
 def all_capitals(run):
+    """All capitals right at the last evaluation."""
     return all_right(run.results, "facts")
 
 
 def all_capitals_at_best(run):
+    """All capitals right at the best evaluation."""
     return all_right(run.results, "facts", best_evaluation(run.results))
 
 
 def trained(run):
+    """All trained sums and differences right at the last evaluation."""
     return all_right(run.results, "trained")
 
 
@@ -73,6 +80,7 @@ def everything_once(run):
 
 
 def held_out_right(run):
+    """Held-out samples right at the last evaluation."""
     return run.results["held_out_correct"][-1]
 
 
@@ -136,7 +144,7 @@ def at_its_best(run, column):
     return correct if column == "held_out" else 100 * correct / total
 
 
-# The sections of the page.
+# The sections of the page; runs: {name: Run}, cells: cells_of(runs).
 
 
 def cells_of(runs):
@@ -183,6 +191,7 @@ def claims(runs):
 
 
 def extrapolates(runs, cells):
+    """How often n14 has all held-out problems right, by each way of counting."""
     n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
     ours = [f"{at_its_best(runs[name], 'held_out'):.0f}" if name in runs else "not run yet" for name in ("math_mini_14", "math_mini_14_wd")]
     return [
@@ -198,12 +207,13 @@ def extrapolates(runs, cells):
 
 
 def larger(runs, cells):
+    """How often n28, n56 and the widths between n14 and n28 have."""
     n14, n28 = cells["math", "n14", ""], cells["math", "n28", ""]
     every = with_and_without(cells, "math", "n28", "n56")
     between = {n: seeds for n, seeds in widths_of(runs, "math").items() if 14 < n < 28}
     change = [f"From n14 to n28 the share of runs that generalize changes by {compared(n28, n14, generalizes)}."] if n28 else []
     fades = [f"n{n} {rate_of(seeds, generalizes)}, {number(mean_percent(seeds, 'held_out'))}% of the held-out samples, and all of them at the best evaluation "
-             f"in {sum(map(at_best, seeds))} of {len(seeds)}" for n, seeds in between.items()]  # fmt: skip
+             f"in {sum(map(at_best, seeds))} of {len(seeds)}" for n, seeds in between.items()]
     return [
         f"of the runs of n28 and n56, {WD} and without, {rate_of(every, generalizes)} have all 40 at the last evaluation,",
         f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.", *change, f"Between them, at the last: {'; '.join(fades)}." if fades else "",
@@ -211,6 +221,7 @@ def larger(runs, cells):
 
 
 def memorize(cells):
+    """How often each size has all capitals."""
     small = with_and_without(cells, "facts", "n14")
     large = {panel: with_and_without(cells, "facts", panel) for panel in ("n28", "n56")}
     if not small:
@@ -218,12 +229,13 @@ def memorize(cells):
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
         f"runs that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
-        f"The runs of n28 have at the last on average {number(mean_percent(large['n28'], 'facts'))}% of them." if large["n28"] else "",
+        f"At the last evaluation the runs of n28 have on average {number(mean_percent(large['n28'], 'facts'))}% of the capitals." if large["n28"] else "",
         f"The most that a run of n14 ever had is {100 * most:.0f}%.",
     ]
 
 
 def together(cells):
+    """How often a model that is trained on both has all held-out problems right."""
     every = {panel: with_and_without(cells, "both", panel) for panel in SMALL}
     pooled = with_and_without(cells, "both", *SMALL)
     if not pooled:
@@ -241,6 +253,7 @@ def together(cells):
 
 
 def regularization(cells):
+    """What weight decay changes."""
     n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
     if not decayed:
         return ["no seeds yet."]
@@ -253,15 +266,18 @@ def regularization(cells):
 
 
 def smallest(runs):
+    """Which widths have all 200 sums and differences right."""
     widths = {n: seeds for n, seeds in widths_of(runs, "math").items() if n <= 14}
     can = [n for n, seeds in widths.items() if any(map(everything_once, seeds))]
-    if min(widths) == 14 or not can:
+    if min(widths) == 14:
         return ["the widths below 14 are not run yet with many seeds."]
+    if not can:
+        return [f"no run of n{min(widths)} to n14 has all 200 problems right at any of its evaluations."]
     ours = [n for n in widths if f"math_mini_{n}" in runs and everything_once(runs[f"math_mini_{n}"])]
     rest = {n: seeds for n, seeds in widths.items() if n < can[0]}
     above = {f"n{n}": seeds for n, seeds in widths.items() if n >= can[0]}
     return [
-        f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to.",
+        f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to do so.",
         "Runs that have all 200 problems right, held-out ones included, at one of their evaluations at least:",
         f"{rates_of(above, everything_once)}.",
         f"With the paper's seed: {', '.join(f'n{n}' for n in ours)}." if ours else "",
@@ -284,6 +300,7 @@ def beyond(cells):
 
 
 def tables(runs, unfinished):
+    """The paper's tables 2 to 7."""
     parts = [paper_table(runs, unfinished, grid, task, suffix) for suffix in ("", "_wd") for grid, task in GRIDS.items()]
     return "## The paper's tables with many seeds\n\n" + "\n\n".join(parts)
 
@@ -341,12 +358,12 @@ def capacity(runs):
     if not by_task["math"]:
         return ""
     rows = [["n", "arithmetic: trained, mean %", "held out, mean %", "all trained problems", "all held-out ones", "(at the best evaluation)",
-             "capitals: all", "both: all trained problems", "both: all held-out ones", "both: all capitals"]]  # fmt: skip
+             "capitals: all", "both: all trained problems", "both: all held-out ones", "both: all capitals"]]
     for n in sorted({n for cells in by_task.values() for n in cells}):
         math, facts, both = (cells.get(n, []) for cells in by_task.values())
         means = [number(mean_percent(math, what)) if math else "–" for what in ("trained", "held_out")]
         counted = [(math, trained), (math, generalizes), (math, at_best), (facts, all_capitals),
-                   (both, trained), (both, generalizes), (both, all_capitals)]  # fmt: skip
+                   (both, trained), (both, generalizes), (both, all_capitals)]
         shares = [f"{sum(map(holds, seeds))} of {len(seeds)}" if seeds else "–" for seeds, holds in counted]
         rows.append([str(n), *means, *shares])
     return "\n\n".join([
@@ -439,7 +456,7 @@ def made_by(run):
 def steps(runs):
     """What computes the updates: the C step, PyTorch in its place, and PyTorch in the paper's precision."""
     names = {"C step, float32": "math_mini_14", "PyTorch, float32": "math_mini_14_dtype_float32_fast_False",
-             "PyTorch, bfloat16": "math_mini_14_dtype_bfloat16_fast_False"}  # fmt: skip
+             "PyTorch, bfloat16": "math_mini_14_dtype_bfloat16_fast_False"}
     made = {step: {seed: run for seed, run in by_seed(runs, name).items() if made_by(run) == step} for step, name in names.items()}
     shared = sorted(set.intersection(*map(set, made.values())))
     if not shared:
@@ -450,7 +467,7 @@ def steps(runs):
     intervals = [difference(*counts(seeds, plain, holds)) for seeds in (fast, bfloat16) for holds in (generalizes, at_best)]
     told = any(not low <= 0 <= high for low, high in intervals)
     rows = [["step", "generalizes", "against PyTorch in float32", "all 40 at the best evaluation", "against PyTorch in float32",
-             "late evaluations with all 40, mean", "lowest loss, nats per character: median (quartiles)"]]  # fmt: skip
+             "late evaluations with all 40, mean", "lowest loss, nats per character: median (quartiles)"]]
     for step, seeds in made.items():
         cells = [cell for holds in (generalizes, at_best)
                  for cell in (rate_of(seeds, holds), "–" if seeds is plain else compared(seeds, plain, holds))]
@@ -466,6 +483,7 @@ def steps(runs):
         "In float32 the gradient of a trained model is off from that in float64 by a few parts in 100,000, the C step's less than three times as\n"
         "far as PyTorch's; a test in `tests/test_fast_step.py` holds it to that.",
         markdown("What computes the updates", rows),
+        "(The three have their seeds in common; the intervals and tests take them as independent.)",
         "An interval of the differences leaves out 0: the step or the precision matters." if told else
         "Each interval of the differences holds 0: these shares tell no difference between the steps or the precisions, and rule out only large ones.",
         "(The losses of the runs in bfloat16 are computed in bfloat16 too, so they do not compare with the others'.)",
@@ -473,6 +491,7 @@ def steps(runs):
 
 
 def introduction(runs, unfinished):
+    """What this is about, how to read it, and the claims in one table."""
     many = [name for name in runs if "_seed_" in name]
     machines = Counter(machine for run in runs.values() for machine in run.info["made_on"].split("; ") if machine)
     mlts = [f"{task}_mini_mlt{suffix}" for task in GRIDS.values() for suffix in ("", "_wd")]
@@ -517,6 +536,7 @@ at 98% lack the held-out problems alone.)"""
 AGAIN = """## Make it again
 
 ```
+python run_experiment.py experiments/paper.py
 python run_experiment.py experiments/seeds.py
 python run_experiment.py experiments/map.py
 python run_experiment.py experiments/orders.py
@@ -526,16 +546,20 @@ python plot_experiment.py
 python report.py
 ```
 
-Each goes on with what the tables in `results/` lack; `--root_dir=again` behind each makes all anew, in another folder."""
+Each goes on with what the tables in `results/` lack. In another folder, `again`, they make all anew with `--root_dir=again` after each
+and `--path=RESULTS_again.md` after the last."""
 
 
-def report(runs, unfinished):
-    """RESULTS.md of {name: Run}, and of runs that are not complete, of which it has those with the names of the paper's."""
+def report(runs, unfinished, results="results"):
+    """RESULTS.md of {name: Run}, and of runs that are not complete, of which it has those with the names of the paper's.
+
+    results: where the tables and figures are, as seen from the page.
+    """
     drawn = {task for task, _, _ in (key for key, seeds in cells_of(runs).items() if seeds)}
     figures = [f"![{what}: accuracy over iterations](results/seeds_{task}.png)"
                for task, what in (("facts", "Capitals"), ("both", "Both")) if task in drawn]
     parts = [introduction(runs, unfinished), claims(runs), tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part).replace("](results", f"]({results}") + "\n"
 
 
 if __name__ == "__main__":
@@ -545,7 +569,7 @@ if __name__ == "__main__":
     if not runs:
         fail(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
-    files = {Path(cfg.path): report(runs, unfinished)}
+    files = {Path(cfg.path): report(runs, unfinished, Path(os.path.relpath(root, Path(cfg.path).parent)).as_posix())}
     if cfg.readme:
         table = summary(runs)
         title = re.escape(table.splitlines()[0])

@@ -23,8 +23,8 @@ GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what i
 SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # model -> what its runs' names end with
 LATE = 20_000  # evaluations from this iteration on are late ones
 
-# The columns of a results.csv that everything here needs; of the others it has zeros where a run lacks them, as
-# the published runs lack the held-out ones, and ours those of a task that came later.
+# The columns that a results.csv must have. Those of COLUMNS that it may lack are read as zeros: the held-out ones,
+# which the paper's own files do not have, and those of a task that was added after the run.
 NEEDED = ["iter", "add_correct", "add_total", "sub_correct", "sub_total", "facts_correct", "facts_total", "val_loss"]
 COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in (*GROUPS, "held_out") for kind in ("correct", "total"))]))
 
@@ -84,14 +84,16 @@ def columns(rows):
 
 
 def read_runs(root_dir):
-    """{name: Run} of everything in a folder: the folders of runs, and the runs in the tables of its experiments, which come first.
+    """{name: Run} of everything in a folder: the runs in the tables of its experiments, and the folders of others, there or in runs/.
 
     Ends the program if there is no such folder or a table is damaged.
     """
     root = Path(root_dir)
     if not root.is_dir():
         fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
-    return {path.parent.name: read_run(path.parent) for path in sorted(root.glob("*/results.csv"))} | published_runs(root)
+    runs = published_runs(root)
+    folders = [path.parent for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
+    return {folder.name: read_run(folder) for folder in folders if folder.name not in runs} | runs
 
 
 def published_runs(root):

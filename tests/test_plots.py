@@ -110,7 +110,7 @@ def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
 
 
 def test_a_run_that_is_not_complete_says_so_in_its_panel(project, tmp_path):
-    folder = write_results(tmp_path / "math_mini_mlt", math_rows())
+    folder = write_results(tmp_path / "runs" / "math_mini_mlt", math_rows())  # where run_experiment.py makes it
     made = {"config": {"max_iters": 30_000}, "num_params": 10_628_352, "iter_num": 1000, "seconds": {"training": 9.0},
             "device": "cpu", "device_name": "Some CPU", "threads": 2, "dtype": "bfloat16", "torch": "9.9"}
     (folder / "run.json").write_text(json.dumps(made))

@@ -1,5 +1,7 @@
 """Settings come from the script, config files and arguments, and each config is the paper's."""
 
+import ast
+
 import pytest
 from conftest import ROOT
 
@@ -82,17 +84,18 @@ def test_the_ends_of_a_range_belong_to_it(settings, argument):
     assert str(getattr(settings(argument), key)) in (value, f"{value}.0")
 
 
-@pytest.mark.parametrize("name", [
-    "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "plot_results.py", "plot_all_models.py",
-    "bench.py", "run_experiment.py", "tabulate_all_models.py", "data/as_math/prepare.py", "data/facts_char/prepare.py",
-    "data/both_math_and_facts/prepare.py",
-])
+SCRIPTS = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")] if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(ROOT)) for path in SCRIPTS))
 def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
     result = call(name, "--help")
     assert result.returncode == 0 and result.stderr == ""
     listed = [line.split(None, 1) for line in result.stdout.splitlines() if line.startswith("  --")]
     assert listed and all(setting.count("=") >= 1 and meaning.strip() for setting, meaning in listed)
     keys = {setting[2:].split("=")[0] for setting, _ in listed}
+    assigned = {node.targets[0].id for node in ast.parse((ROOT / name).read_text()).body if isinstance(node, ast.Assign)}
+    assert {name for name in assigned if name.islower()} <= keys  # one without a comment would be missing
     if name == "train_with_eval.py":
         assert {"out_dir", "seed", "data_seed", "n_embd", "mlp_expansion", "overwrite", "eval_interval", "save_interval",
                 "min_lr", "device", "fast"} <= keys
