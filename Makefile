@@ -1,5 +1,5 @@
 # make demo: from a clean clone to a trained model, its figure and its scores.
-# make paper: every run, figure and table of the paper, into results/; make paper-small: without the MLT.
+# make paper: the runs of the paper and its figures 1 to 6, into results/, and its tables 2 to 7; make paper-small: without the MLT.
 # make test: the tests.
 
 PYTHON ?= python3

@@ -142,7 +142,7 @@ class GPT(nn.Module):
         """
         for _ in range(max_new_tokens):
             logits = self.lm_head(self.hidden(idx[:, -self.config.block_size :])[:, -1])
-            probabilities = likely(logits, temperature, top_k)
+            probabilities = next_token_probabilities(logits, temperature, top_k)
             idx = torch.cat([idx, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
         return idx
 
@@ -154,8 +154,8 @@ def adamw(decayed, others, weight_decay, learning_rate, betas):
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=on_cuda)
 
 
-def likely(logits, temperature, top_k=None):
-    """Probabilities (B, vocab_size) to sample the next token with, from logits of that shape."""
+def next_token_probabilities(logits, temperature, top_k=None):
+    """Probabilities (B, vocab_size) of the next token as it is sampled, from logits of that shape."""
     logits = logits.float() / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.size(1))).values[:, -1:]

@@ -78,7 +78,7 @@ Zambia = Lusaka
 """
 
 
-# What problems count as in results.csv -> for people to read.
+# The groups of problems: prefix of their columns in results.csv -> name for people to read.
 GROUPS = {"add": "addition", "sub": "subtraction", "facts": "capitals"}
 
 
@@ -109,7 +109,7 @@ def parse_pairs(held_out):
 
 
 def arithmetic(held_out=HELD_OUT, max_operand=9):
-    """The task of all sums and differences of two operands from 0 to max_operand."""
+    """The task of all sums and differences of two operands from 0 to max_operand. Raises ValueError as parse_pairs()."""
     held_out_pairs = parse_pairs(held_out)
     operands = range(max_operand + 1)
     problems = []
@@ -143,8 +143,9 @@ def read_first_line(completion):
 def arithmetic_text(line_seed=-1, held_out=HELD_OUT):
     """The arithmetic problems but the held-out ones, a line of 9 characters each.
 
-    line_seed -1 is the published order, behind which the problems stand that it lacks; any other
-    seed shuffles all 200, so that the orders of two texts differ in the held-out lines alone.
+    line_seed -1 is the published order, followed by the problems that it lacks; any other seed
+    shuffles all 200, so that the orders of two texts differ in the held-out lines alone.
+    Raises ValueError as parse_pairs().
     """
     problems = {problem.prompt[1:-1]: problem for problem in arithmetic(held_out).problems}
     if line_seed == -1:
@@ -162,7 +163,7 @@ def capitals_text():
 
 
 def tasks_spelled_by(chars, held_out=HELD_OUT):
-    """The tasks whose every prompt and answer can be written with these characters."""
+    """The tasks whose every prompt and answer can be written with these characters. Raises ValueError as parse_pairs()."""
     return [
         task
         for task in (arithmetic(held_out), capitals())

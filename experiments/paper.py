@@ -1,4 +1,5 @@
 # The paper's 18 runs of the small models (tables 2 to 7) and its search for the smallest one (section 3.2).
+# The longest come first: then all cores are busy to the end.
 from study.experiments import grid
 
 runs = grid(config=[

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a kill or a full disk must not spoil."""
+"""Files that are written whole or not at all, whatever kills the writer or fills the disk; and text that is appended to one."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def remove_leftovers(paths):
 
 
 def append_to_file(path, text):
-    """Appends text; ends the program on OSError, a disk that is full in the middle of it included."""
+    """Appends text; ends the program on OSError. A kill or a full disk in the middle of it leaves a part of the text."""
     try:
         with open(path, "ab") as file:
             file.write(text.encode())

@@ -21,7 +21,7 @@ class Progress:
             self.bar.write(line) if self.terminal else print(line, flush=True)
 
     def evaluated(self, row, best):
-        """best: columns of the row that no evaluation before was better in."""
+        """best: columns in which the row is better than every one before."""
         scores = "".join(f", {name} {score}" for name, score in summary(row).items())
         line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
         pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""

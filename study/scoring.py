@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.tasks import GROUPS
-from model import GPT, likely
+from model import GPT, next_token_probabilities
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
 from study.settings import fail
@@ -50,7 +50,7 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
         columns = np.minimum(first[:, None] + width, tokens.shape[1] - 1)
         idx = torch.tensor(tokens[going[example][:, None], columns], device=device)
         last = model.hidden(idx)[torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)]
-        probabilities = likely(model.lm_head(last), temperature, top_k)[torch.tensor(which, device=device)]
+        probabilities = next_token_probabilities(model.lm_head(last), temperature, top_k)[torch.tensor(which, device=device)]
         drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
         tokens[going, ends[going]] = drawn
         ends[going] += 1

@@ -397,7 +397,7 @@ def test_a_bit_that_has_changed_in_a_checkpoint_is_noticed(call, here):
     assert noticed > 20
 
 
-def test_results_that_contradict_the_checkpoint_are_said_to(call, here):
+def test_results_that_contradict_the_checkpoint_are_reported(call, here):
     results = here / "run/results.csv"
     whole = results.read_bytes()
     results.write_bytes(whole.replace(b"20,", b"21,", 1))

@@ -1,4 +1,4 @@
-"""The paper's runs are made complete by one command, say how they were made, and become the README's tables."""
+"""A run says how it was made, and runs become the paper's tables."""
 
 import json
 import re

@@ -8,7 +8,7 @@ from study.statistics import difference, fisher_exact, permutation_p, quartiles,
 
 @pytest.mark.parametrize("right, total, low, high", [
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718),
-])  # fmt: skip
+])
 def test_wilsons_interval_is_newcombes_table_1(right, total, low, high):  # Statistics in Medicine 17:857 (1998), method 3
     assert wilson(right, total) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
     mirrored = wilson(total - right, total)
@@ -17,7 +17,7 @@ def test_wilsons_interval_is_newcombes_table_1(right, total, low, high):  # Stat
 
 @pytest.mark.parametrize("counts, low, high", [
     ((56, 70, 48, 80), 0.0524, 0.3339), ((9, 10, 3, 10), 0.1705, 0.8090), ((10, 10, 0, 10), 0.6075, 1.0),
-])  # fmt: skip
+])
 def test_the_interval_of_a_difference_is_newcombes_table_2(counts, low, high):  # Statistics in Medicine 17:873 (1998), method 10
     assert difference(*counts) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
@@ -26,7 +26,7 @@ def test_the_interval_of_a_difference_is_newcombes_table_2(counts, low, high):  
     ((3, 4, 1, 4), 0.4857),  # the lady tasting tea (Fisher 1935)
     ((10, 13, 2, 17), 0.0005367),  # convictions of like-sex twins (Fisher 1962)
     ((0, 5, 0, 7), 1.0),
-])  # fmt: skip
+])
 def test_fishers_exact_test_gives_his_examples(counts, p):
     assert fisher_exact(*counts) == pytest.approx(p, rel=2e-4)
 
