@@ -38,7 +38,7 @@ def plot_seeds(task, runs):
     figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.3), sharex=True, sharey=True, layout="constrained")
     artists = {}
     for ax, ((size, suffix), seeds) in zip(axes.flat, cells.items()):
-        ax.set_title(f"n{size}{', weight decay 0.1' * bool(suffix)}: {len(seeds)} run{'s' * (len(seeds) != 1)}")
+        ax.set_title(f"n{size}, {'weight decay 0.1' if suffix else 'no weight decay'}: {len(seeds)} run{'s' * (len(seeds) != 1)}")
         if not seeds:
             ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
         for group, (label, color, _) in CURVES.items():
@@ -126,7 +126,7 @@ def plot_map(runs):
             if not cells:
                 ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[0, 0].set_ylabel("share of runs that have at the\nlast evaluation (95% interval)")
+    axes[0, 0].set_ylabel("share of runs at the last\nevaluation (95% interval)")
     axes[1, 0].set_ylabel("lowest loss\n(nats per character)")
     artists = {label: artist for ax in axes[0] for artist, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))

@@ -75,8 +75,13 @@ def always_late(run):
 
 
 def everything_once(run):
-    """All 200 sums and differences."""
+    """All 200 sums and differences right at one evaluation at least."""
     return once(run, "trained", "held_out")
+
+
+def everything(run):
+    """All 200 sums and differences right at the last evaluation."""
+    return trained(run) and generalizes(run)
 
 
 def held_out_right(run):
@@ -200,6 +205,7 @@ def extrapolates(runs, cells):
         "That is the best of 121 looks, and the held-out problems take part in the choice: at the evaluation with the most trained problems right",
         f"{rate_of(n14, at_best_of_trained)} have all 40; {WD}, {rate_of(decayed, at_best_of_trained)}.",
         f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {words_of(decayed, generalizes)}: {rate_of(decayed, generalizes)}.",
+        f"All 200 problems, the trained ones included, {rate_of(n14, everything)} have then; {WD}, {rate_of(decayed, everything)}.",
         f"They come and go: {rate_of(n14, once)} have all 40 at one of the 121 at least, {rate_of(n14, always_late)} at each of the 41 from iteration 20,000 on;",
         f"{WD}, {rate_of(decayed, once)} and {rate_of(decayed, always_late)}.",
         f"At their best the paper's two runs have 40 of 40, ours with its seed {ours[0]}, and {ours[1]} {WD}.",
@@ -228,7 +234,7 @@ def memorize(cells):
         return ["no seeds yet."]
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
-        f"runs that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
+        f"runs, {WD} and without, that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
         f"At the last evaluation the runs of n28 have on average {number(mean_percent(large['n28'], 'facts'))}% of the capitals." if large["n28"] else "",
         f"The most that a run of n14 ever had is {100 * most:.0f}%.",
     ]
@@ -240,6 +246,7 @@ def together(cells):
     pooled = with_and_without(cells, "both", *SMALL)
     if not pooled:
         return ["no seeds yet."]
+    n14_alone = with_and_without(cells, "math", "n14")
     alone, large = (with_and_without(cells, task, "n28", "n56") for task in ("math", "both"))
     low, high = difference(*counts(large, alone, generalizes)) if alone and large else (0, 0)
     learned = [f"{panel} {number(mean_percent(seeds, 'trained'))}%" for panel, seeds in every.items() if seeds]
@@ -247,7 +254,9 @@ def together(cells):
         f"of the runs, {WD} and without, {rate_of(pooled, generalizes)} have all 40 at the last evaluation; at the best one {rates_of(every, at_best)}.",
         f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
         f"Of the trained sums and differences the runs have at the end, on average: {', '.join(learned)}.",
-        f"But of the runs of n28 and n56 on arithmetic alone {rate_of(alone, generalizes)} generalize, and from that to both is a change of {compared(large, alone, generalizes)}:"
+        f"On arithmetic alone {rate_of(n14_alone, generalizes)} of n14 generalize, but beside the capitals n14 learns little of the trained problems either."
+        if n14_alone and every["n14"] else "",
+        f"Of the runs of n28 and n56 {rate_of(alone, generalizes)} generalize on arithmetic alone and {rate_of(large, generalizes)} on both, a change of {compared(large, alone, generalizes)}:"
         f" whether the capitals keep a model from it, these sizes {'cannot tell' if low <= 0 <= high else 'can tell'}." if alone and large else "",
     ]
 
@@ -277,10 +286,11 @@ def smallest(runs):
     rest = {n: seeds for n, seeds in widths.items() if n < can[0]}
     above = {f"n{n}": seeds for n, seeds in widths.items() if n >= can[0]}
     return [
-        f"n{can[0]} can too." if can[0] < 14 else "no smaller one has been seen to do so.",
+        f"n{can[0]} has been seen to, if one evaluation of its 121 is enough." if can[0] < 14 else "no smaller one has been seen to do so.",
         "Runs that have all 200 problems right, held-out ones included, at one of their evaluations at least:",
         f"{rates_of(above, everything_once)}.",
-        f"With the paper's seed: {', '.join(f'n{n}' for n in ours)}." if ours else "",
+        f"With the paper's seed, of n1 to n14: {', '.join(f'n{n}' for n in ours)}." if ours else "",
+        f"At the last evaluation: {rates_of(above, everything)}.",
         f"Of the {sum(map(len, rest.values()))} runs of smaller widths, n{min(rest)} to n{max(rest)}, none." if rest else "",
     ]
 
@@ -348,8 +358,8 @@ def nearly_all(widths):
     lacking = [np.diff(right_and_total(run.results, "trained"))[0] for n, seeds in widths.items() if n >= 14 for run in seeds if not trained(run)]
     if not lacking:
         return []
-    return [f"From n14 on the {len(lacking)} runs that do not have all trained problems at the end lack few: of 1,960 samples "
-            f"{np.median(lacking):g} at the median, {max(lacking):g} at most."]
+    return [f"From n14 on the {len(lacking)} runs that do not have all trained problems at the end lack {np.median(lacking):g} of 1,960 samples "
+            f"at the median, {max(lacking):g} at most."]
 
 
 def capacity(runs):
@@ -435,14 +445,15 @@ def pairs(runs):
         ours, told = np.mean([generalizes(run) for run in paper]), [pair for pair, p in p_of.items() if p < 0.05]
         rarer = sum(np.mean([generalizes(run) for run in cells[pair]]) < ours for pair in told)
         parts.append(f"With the paper's pair runs generalize more often than with {rarer or 'none'} of the others, and more rarely than with "
-                     f"{len(told) - rarer or 'none'} (p < 0.05);\nof the rest these runs cannot tell.")
+                     f"{len(told) - rarer or 'none'} (p < 0.05, each by itself; "
+                     f"{sum(p < 0.05 / len(p_of) for p in p_of.values())} of them with Bonferroni's correction for {len(p_of)} tests);\nof the rest these runs cannot tell.")
     for when, holds in (("At the last evaluation", generalizes), ("At the best one", at_best)):
         share = {pair: np.mean([holds(run) for run in seeds]) for pair, seeds in cells.items()}
         fewest = min(map(len, cells.values()))
         of_pair, _ = permutation_p([[holds(run) for run in seeds[:fewest]] for seeds in cells.values()])
         text = (f"{when} the share of runs with all 40 goes from {100 * min(share.values()):.0f}% to {100 * max(share.values()):.0f}% among the other "
                 f"pairs; {sum(map(bool, share.values()))} of {len(cells)} have such a run,\nand of all their runs "
-                f"{sum(map(holds, others))} of {len(others)} are. Were they all alike, shares this far apart would come with p = {of_pair:.2g} "
+                f"{sum(map(holds, others))} of {len(others)} have. Were they all alike, shares this far apart would come with p = {of_pair:.2g} "
                 "(permutation test; 0.0001 is the least that it can give).")
         parts.append(text)
     return "\n\n".join([*parts, "![Shares of runs that generalize, by held-out pair](results/pairs.png)"])
@@ -503,8 +514,8 @@ def introduction(runs, unfinished):
 *Too Big to Think* (Barron and White, 2025, [arXiv:2506.09099](https://arxiv.org/abs/2506.09099)) trains tiny
 character-level GPTs of one layer and width 14, 28 and 56 (n14, n28, n56: 1.5, 5.3 and 19.9 thousand parameters on
 arithmetic; a fourth, the MLT of 10 million, {mlt}) on all sums and differences of two single
-digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without. It has one run for
-each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and held-out pairs, and {len(runs) - len(many)} with the
+digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without (the MLT with it, with
+and without dropout). It has one run for each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and held-out pairs, and {len(runs) - len(many)} with the
 paper's seed, 1337: its cells and its search for the smallest model. `python report.py` wrote this page from the tables
 in [results/](results), and a test fails if it does not agree with them; [study/experiments.py](study/experiments.py) says what their
 columns mean.
