@@ -2,7 +2,7 @@
 
     python report.py                                            (RESULTS.md)
     python report.py --readme=README.md                         (and the README's table)
-    python report.py --root_dir=again --path=RESULTS_again.md    (of other tables)
+    python report.py --root_dir=again --path=RESULTS_again.md   (of other tables)
 """
 
 import os

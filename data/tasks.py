@@ -80,6 +80,7 @@ Zambia = Lusaka
 
 # The groups of problems: prefix of their columns in results.csv -> name for people to read.
 GROUPS = {"add": "addition", "sub": "subtraction", "facts": "capitals"}
+COUNTED = (*GROUPS, "held_out")  # what an evaluation counts; the held-out problems are in their group too
 
 
 class Problem(NamedTuple):

@@ -17,7 +17,7 @@ import re
 
 import torch
 
-from data.tasks import GROUPS, arithmetic, parse_pairs
+from data.tasks import COUNTED, arithmetic, parse_pairs
 from study.device import describe
 from study.files import write_files
 from study.results import ROOT, Run, columns, read_rows, scores_of
@@ -27,7 +27,6 @@ from study.settings import check_setting, defaults_of, fail, run_config_file, st
 
 DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
-SCORED = (*GROUPS, "held_out")  # the held-out sums and differences count among the groups' too
 # What the columns of runs.csv mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
     "run": "name of the run",
@@ -43,10 +42,10 @@ SETTING_COLUMNS = {
 }
 RUN_COLUMNS = SETTING_COLUMNS | {
     "num_params": "parameters without position embeddings",
-    **{f"{group}_total": f"samples at each evaluation, 0 if not asked: {group}" for group in SCORED},
+    **{f"{group}_total": f"samples at each evaluation, 0 if not asked: {group}" for group in COUNTED},
     "best_iter": "iteration of the best evaluation: the one with the most right samples, the earliest of equals",
-    **{f"best_{group}": f"right at the best evaluation: {group}" for group in SCORED},
-    **{f"last_{group}": f"right at the last evaluation: {group}" for group in SCORED},
+    **{f"best_{group}": f"right at the best evaluation: {group}" for group in COUNTED},
+    **{f"last_{group}": f"right at the last evaluation: {group}" for group in COUNTED},
     "late": "evaluations from iteration 20,000 on",
     "late_right": "those of them with every held-out sample right",
     "lowest_val_loss": "nats per character",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.tasks import GROUPS, HELD_OUT
+from data.tasks import COUNTED, GROUPS, HELD_OUT
 from model import GPT, GPTConfig
 from study.device import describe
 from study.run_folder import load_model, read_run_json
@@ -26,7 +26,7 @@ LATE = 20_000  # evaluations from this iteration on are late ones
 # The columns that a results.csv must have. Those of COLUMNS that it may lack are read as zeros: the held-out ones,
 # which the paper's own files do not have, and those of a task that was added after the run.
 NEEDED = ["iter", "add_correct", "add_total", "sub_correct", "sub_total", "facts_correct", "facts_total", "val_loss"]
-COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in (*GROUPS, "held_out") for kind in ("correct", "total"))]))
+COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in COUNTED for kind in ("correct", "total"))]))
 
 
 class Run(NamedTuple):
@@ -202,13 +202,12 @@ def pairs_of(runs):
 def scores_of(results):
     """The columns of runs.csv that follow from a run's evaluations."""
     best = best_evaluation(results)
-    groups = (*GROUPS, "held_out")
     late_right, late = late_evaluations(results)
     return {
-        **{f"{group}_total": int(results[f"{group}_total"][-1]) for group in groups},
+        **{f"{group}_total": int(results[f"{group}_total"][-1]) for group in COUNTED},
         "best_iter": int(results["iter"][best]),
-        **{f"best_{group}": int(results[f"{group}_correct"][best]) for group in groups},
-        **{f"last_{group}": int(results[f"{group}_correct"][-1]) for group in groups},
+        **{f"best_{group}": int(results[f"{group}_correct"][best]) for group in COUNTED},
+        **{f"last_{group}": int(results[f"{group}_correct"][-1]) for group in COUNTED},
         "late": late, "late_right": late_right,
         "lowest_val_loss": float(results["val_loss"].min()),
     }

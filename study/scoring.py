@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.tasks import GROUPS
+from data.tasks import COUNTED, GROUPS
 from model import GPT, next_token_probabilities
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
@@ -93,7 +93,7 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
     """One row of results.csv: both losses and every task of the run; disturbs no random state."""
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(cfg.seed + iter_num)
     model.eval()
-    count, said = {name: (0, 0) for name in (*GROUPS, "held_out")}, ""
+    count, said = {name: (0, 0) for name in COUNTED}, ""
     with autocast:
         train_loss = mean_loss(model, splits["train"], cfg.batch_size)
         same = splits["val"] is splits["train"]
