@@ -45,14 +45,21 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
 
-    def forward(self, x):
-        B, T, C = x.shape
+    def forward(self, x, shared=None):
+        qkv = self.c_attn(x)
+        if shared:  # the attention takes windows
+            example, which = shared
+            qkv = to_windows(qkv, which)
+        B, T, C = *qkv.shape[:2], x.size(-1)
         heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
+        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.split(C, dim=2))
         dropout = self.dropout if self.training else 0.0
         with torch.autocast(x.device.type, enabled=False):  # q, k, v are cast already; torch.func would cast inside again
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+        y = y.transpose(1, 2).reshape(B, T, C)
+        if shared:
+            y = y.flatten(0, 1)[example]
+        return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
@@ -75,8 +82,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, shared=None):
+        x = x + self.attn(self.ln_1(x), shared)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -115,17 +122,25 @@ class GPT(nn.Module):
         """Parameters without the position embeddings, as the paper counts them."""
         return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
 
-    def hidden(self, idx):
-        """Token ids (B, T), T <= block_size -> the normalized last layer (B, T, n_embd)."""
+    def hidden(self, idx, shared=None):
+        """Token ids (B, T), T <= block_size -> the normalized last layer (B, T, n_embd); (contexts, n_embd) if shared."""
         positions = torch.arange(idx.size(1), device=idx.device)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
+        if shared:
+            x = x.flatten(0, 1)[shared[0]]
+        x = self.transformer.drop(x)
         for block in self.transformer.h:
-            x = block(x)
+            x = block(x, shared)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets):
-        """Token ids idx and targets, both (B, T) -> logits (B, T, vocab_size), mean cross-entropy in nats per token."""
-        logits = self.lm_head(self.hidden(idx))
+    def forward(self, idx, targets, shared=None):
+        """Token ids idx and targets, both (B, T) -> logits (B, T, vocab_size), mean cross-entropy in nats per token.
+
+        shared: of shared_contexts(idx), computes each context once. Without dropout that changes nothing but rounding.
+        """
+        logits = self.lm_head(self.hidden(idx, shared))
+        if shared:
+            logits = to_windows(logits, shared[1])
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def configure_optimizer(self, weight_decay, learning_rate, betas):
@@ -145,6 +160,27 @@ class GPT(nn.Module):
             probabilities = next_token_probabilities(logits, temperature, top_k)
             idx = torch.cat([idx, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
         return idx
+
+
+def shared_contexts(idx):
+    """Token ids (B, T) -> the contexts, which are the beginnings of rows: (example, which).
+
+    Two places have the same context if their rows are the same up to there. example: (contexts) a place of
+    each in idx.flatten(). which: (B, T) the context of each place.
+    """
+    base = int(idx.max()) + 1
+    which, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0
+    for t in range(idx.size(1)):
+        distinct, before = torch.unique(before * base + idx[:, t], return_inverse=True)
+        which[:, t] = contexts + before
+        contexts += len(distinct)
+    example = which.new_empty(contexts).scatter_(0, which.flatten(), torch.arange(which.numel(), device=idx.device))
+    return example, which
+
+
+def to_windows(features, which):
+    """(contexts, n) -> (B, T, n). Its gradient, a sum over the places that share a context, is taken in float32 or better."""
+    return F.embedding(which, features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
 
 def adamw(decayed, others, weight_decay, learning_rate, betas):

@@ -65,7 +65,7 @@ wandb_run_name = ""  # its run; out_dir unless set
 # machine
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
-fast = True  # take the compiled C step where it applies: CPU, float32, one layer, one head, no bias, no dropout, one process
+fast = True  # on a CPU without dropout: the compiled C step (one layer, one head, no bias, float32, one process), or contexts shared (more layers)
 compile = "auto"  # torch.compile PyTorch's update: True, False or auto (on CUDA with one process)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto; on CUDA only, with one process
 

@@ -11,7 +11,9 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 
-from model import GPT, GPTConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model import GPT, GPTConfig, shared_contexts
 from study import fast_step
 from study.device import seed_everything
 
@@ -36,10 +38,11 @@ def build(cfg, vocab_size, device):
     return model, model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
 
 
-def make_update(model, optimizer, scaler, windows, cfg, autocast):
+def make_update(model, optimizer, scaler, windows, cfg, autocast, shares=False):
     """Returns update(batches): one update from the mean gradient of some batches, and their mean loss.
 
     With several processes the gradients, and so the updates, are those of all windows together.
+    shares: computes a context that several windows have once.
     """
     parameters = list(model.parameters())
     scales = scaler.is_enabled()  # else no call to it: torch.compile would stop at each
@@ -48,8 +51,13 @@ def make_update(model, optimizer, scaler, windows, cfg, autocast):
         total = 0.0
         for indices in batches.unbind():
             batch = windows[indices]
-            with autocast:
-                _, loss = model(batch[:, :-1], batch[:, 1:])
+            idx, targets = batch[:, :-1], batch[:, 1:]
+            if shares:
+                with autocast, sdpa_kernel(SDPBackend.MATH):  # backward through the CPU's fused attention takes longer than all the rest
+                    _, loss = model(idx, targets, shared_contexts(idx))
+            else:
+                with autocast:
+                    _, loss = model(idx, targets)
             loss = loss / len(batches)
             (scaler.scale(loss) if scales else loss).backward()
             total = total + loss.detach()
@@ -179,13 +187,15 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
     # With several processes or loss scaling the host has work in every update, which no graph can hold.
     captures = device.type == "cuda" and cfg.cuda_graph is not False and world_size == 1 and not scaler.is_enabled()
     compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda" and world_size == 1)
-    update = make_update(model, optimizer, scaler, windows, cfg, autocast)
+    # In a model of one layer, finding the contexts takes as long as it saves; on a GPU the host would wait for their number.
+    shares = cfg.fast and device.type == "cpu" and not compiles and model.config.n_layer > 1 and model.config.dropout == 0
+    update = make_update(model, optimizer, scaler, windows, cfg, autocast, shares)
     if captures or compiles:  # a number would be part of the graph
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
     if compiles:
         update = compiled(update)
-    how = "PyTorch" + ", compiled" * compiles + ", one CUDA graph an update" * captures
+    how = "PyTorch" + ", contexts shared" * shares + ", compiled" * compiles + ", one CUDA graph an update" * captures
     if captures:
         shape = (cfg.gradient_accumulation_steps, cfg.batch_size)
         return make_captured_train(update, model, optimizer, shape, device, cuda_graph), how, notes

@@ -199,9 +199,11 @@ def test_a_run_says_which_step_it_takes(call, in_tmp):
     result = call("train_with_eval.py", *SHORT, "--out_dir=fast")
     assert "C step (" in result.stdout.splitlines()[0] and result.stderr == ""
     assert json.loads(Path("fast/run.json").read_text())["step"].startswith("C step (")
-    for reason in ("--fast=False", "--dropout=0.1", "--n_layer=2", "--n_head=2", "--bias=True", "--dtype=bfloat16"):
-        result = call("train_with_eval.py", "--max_iters=1", reason, "--out_dir=plain", "--overwrite")
-        assert result.stdout.splitlines()[0].endswith(", PyTorch") and result.stderr == "", reason
+    for reason in ("--fast=False", "--dropout=0.1", "--n_head=2", "--bias=True", "--dtype=bfloat16",
+                   "--n_layer=2 --fast=False", "--n_layer=2 --dropout=0.1", "--n_layer=2"):
+        result = call("train_with_eval.py", "--max_iters=1", *reason.split(), "--out_dir=plain", "--overwrite")
+        step = "PyTorch, contexts shared" if reason == "--n_layer=2" else "PyTorch"
+        assert result.stdout.splitlines()[0].endswith(f", {step}") and result.stderr == "", reason
 
 
 @pytest.mark.parametrize("compiler, why", [

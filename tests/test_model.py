@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from data.dataset import read_tokens
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, shared_contexts
+from study.batches import load_splits
 from study.scoring import sample
 
 SIZES = {"n14": (1, 1, 14, 1), "n28": (1, 1, 28, 1), "n56": (1, 1, 56, 1), "MLT": (6, 6, 384, 4)}
@@ -100,6 +101,34 @@ def test_loss_and_gradients_are_nanogpts(size, dataset):
     assert torch.allclose(logits, plain_logits, rtol=1e-9, atol=1e-9)
     for (name, p), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
         assert theirs.grad.norm() > 0 and (p.grad - theirs.grad).norm() < 1e-10 * theirs.grad.norm(), name
+
+
+@pytest.mark.parametrize("dataset", ["as_math", "both_math_and_facts"])
+def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
+    block_size, vocab_size = SHAPES[dataset]
+    windows = load_splits(dataset, block_size, torch.device("cpu"))["train"]
+    batch = windows[torch.randint(len(windows), (500,), generator=torch.Generator().manual_seed(0))]
+    idx, targets = batch[:, :-1], batch[:, 1:]
+    example, which = shared = shared_contexts(idx)
+    contexts = [tuple(row[: t + 1]) for row in idx.tolist() for t in range(block_size)]
+    assert [contexts[place] for place in example[which.flatten()]] == contexts and len(example) == len(set(contexts)) < 0.9 * len(contexts)
+
+    torch.manual_seed(1337)
+    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32, bias=False))
+
+    def gradient(shared, autocasts):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+            logits, loss = model(idx, targets, shared)
+        return logits, torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+    logits, exact = gradient(None, autocasts=False)
+
+    def error(shared, autocasts):
+        return float((gradient(shared, autocasts)[1] - exact).norm() / exact.norm())
+
+    assert torch.allclose(gradient(shared, autocasts=False)[0], logits, atol=1e-5)
+    assert error(shared, autocasts=False) < 1e-5
+    assert error(shared, autocasts=True) < 1.2 * error(None, autocasts=True) < 0.02  # sums in bfloat16 would be off by a multiple
 
 
 # The first evaluation of the published runs, seed 1337: it depends on the initial weights and the text only.

@@ -124,8 +124,8 @@ def test_another_data_seed_gives_other_batches_and_the_same_initial_weights(call
     assert first[0] == second[0] and first[1]["val_loss"] != second[1]["val_loss"]
 
 
-@pytest.mark.parametrize("decay, accumulated", [(0.0, 1), (0.1, 1), (0.1, 3)])
-def test_pytorchs_step_equals_the_plain_loop_fed_with_the_same_batches(project, request, decay, accumulated):
+@pytest.mark.parametrize("decay, accumulated, shares", [(0.0, 1, False), (0.1, 1, False), (0.1, 3, False), (0.1, 3, True)])
+def test_pytorchs_step_equals_the_plain_loop_fed_with_the_same_batches(project, request, decay, accumulated, shares):
     cfg = SimpleNamespace(seed=1337, data_seed=-1, batch_size=300 // accumulated, gradient_accumulation_steps=accumulated, grad_clip=1.0,
                           weight_decay=decay, learning_rate=1e-2, beta1=0.9, beta2=0.99, block_size=9, n_layer=2, n_head=2, n_embd=14,
                           mlp_expansion=2, dropout=0.0, bias=False)
@@ -136,7 +136,8 @@ def test_pytorchs_step_equals_the_plain_loop_fed_with_the_same_batches(project, 
     torch.set_default_dtype(torch.float64)
     model, optimizer = build(cfg, 17, cpu)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    train = make_eager_train(make_update(model, optimizer, scaler, windows, cfg, torch.autocast("cpu", enabled=False)), optimizer)
+    update = make_update(model, optimizer, scaler, windows, cfg, torch.autocast("cpu", enabled=False), shares)
+    train = make_eager_train(update, optimizer)
     indices, lrs = Batches(len(windows), cfg, cpu).draw(50), [1e-2 * (it + 1) / 2001 for it in range(50)]
     loss = train(indices, lrs)
 
