@@ -142,7 +142,7 @@ if __name__ == "__main__":
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
     state, splits, tasks, resolved = set_up(cfg, device, dtype)
     model, batches, chars = state.model, state.batches, resolved["chars"]
-    train, how, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
+    train, step_name, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     plain_model, _ = build(cfg, len(chars), device)
@@ -162,7 +162,7 @@ if __name__ == "__main__":
         write_files({path: to_bytes(content())})
         path.unlink()
 
-    info = machine(device) | {"dtype": dtype, "step": how}
+    info = machine(device) | {"dtype": dtype, "step": step_name}
     print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(info)}")
     measured = [iterations]
     if cfg.plain:

@@ -112,7 +112,7 @@ def train_stacks(experiment, folders, waiting, done, device, memory, finish):
     A run that cannot go on in its stack is left as it is, and so are the runs of one that does not fit into memory.
     memory: bytes that a stack may take.
     """
-    asked = catch_stop()
+    signals = catch_stop()
     for names in stacks_of({name: experiment[name] for name in waiting}, done, device, memory):
         cfgs = []
         for name in names:
@@ -121,19 +121,19 @@ def train_stacks(experiment, folders, waiting, done, device, memory, finish):
             cfgs.append(types.SimpleNamespace(**config_of(experiment[name]) | train_settings(experiment[name]) | own))
         say = stack_progress(names, cfgs[0])
         try:
-            ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), asked, say)
+            ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), signals, say)
         except torch.OutOfMemoryError:
             print(f"note: {len(names)} runs like {names[0]} do not fit into memory together; they train one by one", file=sys.stderr)
             continue
-        if asked:
+        if signals:
             break
         for name, cfg in zip(names, cfgs):
             if cfg in ended:
                 finish(name)
     torch.cuda.empty_cache()  # for the processes that train what is left
     exit_on_signals()
-    if asked:
-        sys.exit(128 + asked[0])
+    if signals:
+        sys.exit(128 + signals[0])
 
 
 def stack_progress(names, cfg):

@@ -125,18 +125,18 @@ if __name__ == "__main__":
     if cfg.init_from == "resume":
         resume(state, cfg, resolved)
     rows, it = state.rows, state.iter_num
-    train, how, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
+    train, step_name, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
     seconds, step_before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), ""
     if rank == 0:
-        step_before = run.begin(model, tasks, device, resolved | {"step": how, "processes": world_size}, seconds, it, rows)
+        step_before = run.begin(model, tasks, device, resolved | {"step": step_name, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 
     progress = Progress(cfg.max_iters, it, rank)
     progress.say(f"{cfg.out_dir}: {model.num_params():,} parameters, data {cfg.dataset}, tasks "
-                 f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {how}"
+                 f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {step_name}"
                  + (f", resumed at iteration {it}" if it else ""))
-    if step_before and step_before.split(" (")[0] != how.split(" (")[0]:
+    if step_before and step_before.split(" (")[0] != step_name.split(" (")[0]:
         notes.append(f"this run was made by {step_before} until here; another step rounds differently")
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
@@ -147,7 +147,7 @@ if __name__ == "__main__":
         yield
         seconds[what] += time.perf_counter() - clock
 
-    asked = catch_stop()
+    signals = catch_stop()
     saved = time.monotonic()
     while True:
         due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
@@ -162,7 +162,7 @@ if __name__ == "__main__":
                 wandb.log(row, step=it)
 
         agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait for each other to agree
-        ends = it >= cfg.max_iters or (agree and in_any_process(bool(asked), device))
+        ends = it >= cfg.max_iters or (agree and in_any_process(bool(signals), device))
         if ends or (agree and in_any_process(time.monotonic() - saved > cfg.save_interval, device)):
             require_finite(float(sum(p.detach().sum() for p in model.parameters())), it)
             with timed("saving"):
@@ -188,6 +188,6 @@ if __name__ == "__main__":
     if it < cfg.max_iters:
         if rank == 0:
             print(f"stopped at iteration {it}; to go on: {resume_command(world_size)}", file=sys.stderr)
-        sys.exit(128 + (asked[0] if asked else signal.SIGTERM))  # without: another process was told to stop
+        sys.exit(128 + (signals[0] if signals else signal.SIGTERM))  # without: another process was told to stop
     progress.say(f"{cfg.out_dir}: complete at iteration {it}; this time " + ", ".join(
         f"{name} {value:.1f} s" for name, value in seconds.items()))

@@ -75,7 +75,7 @@ def compile_step(config, dtype, compiler, native, folder, anew=False):
 
 
 def load_step(config, dtype=torch.float32):
-    """(step, how): the function train() of fast_step.c, compiled and loaded, and a phrase that says with what.
+    """(step, step_name): the function train() of fast_step.c, compiled and loaded, and a phrase that says with what.
 
     Where that is not possible, (None, why not).
     """

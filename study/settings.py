@@ -224,15 +224,15 @@ def catch_stop():
 
     Returns the list that the first one's number is put into.
     """
-    asked = []
+    signals = []
 
     def ask(signum, _):
-        asked.append(signum)
+        signals.append(signum)
         exit_on_signals()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, ask)
-    return asked
+    return signals
 
 
 def _flush_output():

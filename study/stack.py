@@ -148,8 +148,8 @@ def attempt(function, *arguments):
         return None
 
 
-def train_stack(cfgs, device, dtype, autocast, asked, say):
-    """Trains runs that differ in OWN alone, from where they are to max_iters, or until `asked` is not empty.
+def train_stack(cfgs, device, dtype, autocast, signals, say):
+    """Trains runs that differ in OWN alone, from where they are to max_iters, or until `signals` is not empty.
 
     cfgs: their settings, those of train_with_eval.py. say(iteration) is told how far the stack is. Returns the
     settings of the runs that came to the end. The others are left as they were saved last: those that cannot be
@@ -165,10 +165,10 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
     captures = device.type == "cuda" and cfg.cuda_graph is not False
     windows = [member.splits["train"] for member in members]
     train, sync = make_stacked_train(states, windows, cfg, device, autocast, captures)
-    how = f"PyTorch, a stack of {len(members)}" + ", one CUDA graph an update" * captures
+    step_name = f"PyTorch, a stack of {len(members)}" + ", one CUDA graph an update" * captures
     seconds = dict.fromkeys(("training", "evaluation", "saving"), 0.0)  # a member's share of the stack's time
     for member in members:
-        resolved = member.resolved | {"step": how, "processes": 1}
+        resolved = member.resolved | {"step": step_name, "processes": 1}
         member.run.begin(member.state.model, member.tasks, device, resolved, seconds, it, member.state.rows)
 
     @contextlib.contextmanager
@@ -179,7 +179,7 @@ def train_stack(cfgs, device, dtype, autocast, asked, say):
 
     saved = time.monotonic()
     while True:
-        due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(asked)
+        due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(signals)
         saves = ends or time.monotonic() - saved > cfg.save_interval
         if due or saves:
             lost = [state for state, finite in zip(states, sync().tolist()) if not finite]

@@ -172,17 +172,17 @@ def put_back(model, optimizer, weights, states):
 
 
 def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
-    """(train, how, notes): the step that is the fastest for this run, what it is called, and what there is to say of it."""
+    """(train, step_name, notes): the step that is the fastest for this run, what it is called, and what there is to say of it."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     notes = []
     if cfg.fast and device.type == "cpu" and dtype == "float32" and world_size == 1 and fast_step.applies_to(model.config):
-        step, how = fast_step.load_step(model.config)
+        step, step_name = fast_step.load_step(model.config)
         if step:
             train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
             train.max_updates = BLOCK
             torch.set_num_threads(1)  # evaluations of models this small gain nothing from more, and wait for each other
-            return train, how, notes
-        notes.append(f"{how}; training takes PyTorch's step, which is several times slower")
+            return train, step_name, notes
+        notes.append(f"{step_name}; training takes PyTorch's step, which is several times slower")
 
     # With several processes or loss scaling the host has work in every update, which no graph can hold.
     captures = device.type == "cuda" and cfg.cuda_graph is not False and world_size == 1 and not scaler.is_enabled()
@@ -195,8 +195,8 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
             group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
     if compiles:
         update = compiled(update)
-    how = "PyTorch" + ", contexts shared" * shares + ", compiled" * compiles + ", one CUDA graph an update" * captures
+    step_name = "PyTorch" + ", contexts shared" * shares + ", compiled" * compiles + ", one CUDA graph an update" * captures
     if captures:
         shape = (cfg.gradient_accumulation_steps, cfg.batch_size)
-        return make_captured_train(update, model, optimizer, shape, device, cuda_graph), how, notes
-    return make_eager_train(update, optimizer), how, notes
+        return make_captured_train(update, model, optimizer, shape, device, cuda_graph), step_name, notes
+    return make_eager_train(update, optimizer), step_name, notes

@@ -408,10 +408,10 @@ def test_compiling_and_capturing_are_chosen_each_for_itself(
         model, optimizer = update.build(cfg, vocab_size, device)
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: processes > 1)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
-        train, how, notes = update.make_train(
+        train, step_name, notes = update.make_train(
             model, optimizer, scaler, fake_gpu.from_tensor(windows), cfg, device, "float32", contextlib.nullcontext())
     assert (len(compiled), len(captured)) == (compiles, captures)
-    assert ("compiled" in how, "CUDA graph" in how) == (compiles, captures) and not notes
+    assert ("compiled" in step_name, "CUDA graph" in step_name) == (compiles, captures) and not notes
     assert train.max_updates == (update.BLOCK if captures else 1)
     for group in optimizer.param_groups:  # compiled or captured it must be read from a tensor in every update
         lr = group["lr"]
@@ -611,9 +611,9 @@ def test_compiled_updates_equal_eager_ones_and_are_compiled_once(settings, tmp_p
         windows, vocab_size = windows_of(cfg)
         model, optimizer = update.build(cfg, vocab_size, CPU)
         with inductor.patch(compile_threads=1):
-            train, how, _ = update.make_train(
+            train, step_name, _ = update.make_train(
                 model, optimizer, no_scaler(CPU), windows, cfg, CPU, "float32", contextlib.nullcontext())
-            assert ("compiled" in how) == compile
+            assert ("compiled" in step_name) == compile
             for indices, lr in zip(Batches(len(windows), cfg, CPU).draw(20), rates(20)):
                 train(indices[None], [lr])
                 compiled.append((counters["stats"]["unique_graphs"], counters["frames"]["total"]))
@@ -643,8 +643,8 @@ def test_captured_training_on_a_gpu_equals_the_plain_loop(settings, put_back, na
     vocab_size = int(windows.max()) + 1
     starts = Batches(len(windows), cfg, device).draw(20)
     model, optimizer = update.build(cfg, vocab_size, device)
-    train, how, _ = update.make_train(model, optimizer, no_scaler(device), windows, cfg, device, dtype, autocast)
-    assert "CUDA graph" in how and ("compiled" in how) == compile
+    train, step_name, _ = update.make_train(model, optimizer, no_scaler(device), windows, cfg, device, dtype, autocast)
+    assert "CUDA graph" in step_name and ("compiled" in step_name) == compile
     lrs = rates(20)
     for part in (slice(0, 13), slice(13, 20)):
         loss = train(starts[part], lrs[part])

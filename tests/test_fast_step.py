@@ -52,8 +52,8 @@ def plain_updates(cfg, windows, model, optimizer, indices, lrs):
 
 
 def fast(cfg, windows, model, optimizer):
-    step, how = fast_step.load_step(model.config, next(model.parameters()).dtype)
-    assert step is not None, how
+    step, step_name = fast_step.load_step(model.config, next(model.parameters()).dtype)
+    assert step is not None, step_name
     return fast_step.make_fast_train(model, optimizer, windows, cfg, step)
 
 
@@ -238,8 +238,8 @@ def test_a_step_is_compiled_once_and_anew_when_anything_about_it_changes(in_tmp,
     monkeypatch.setenv("CC", str(counting))
 
     def compiled():
-        step, how = fast_step.load_step(config)
-        assert step is not None, how
+        step, step_name = fast_step.load_step(config)
+        assert step is not None, step_name
         assert all(path.suffix == ".so" for path in folder.iterdir())  # nothing half-made is left
         return len((in_tmp / "calls").read_text().split())
 
@@ -268,8 +268,8 @@ def test_nothing_is_loaded_from_or_kept_in_a_folder_that_others_can_write(in_tmp
     library.unlink()  # another file: this one is loaded
     library.write_bytes(b"not what was compiled")
     folder.chmod(0o777)
-    step, how = fast_step.load_step(config)
-    assert step is not None, how
+    step, step_name = fast_step.load_step(config)
+    assert step is not None, step_name
     assert library.read_bytes() == b"not what was compiled" and len(list(folder.iterdir())) == 1
 
 
