@@ -178,21 +178,21 @@ def summary(runs):
     return markdown("Runs that have every held-out problem right or, trained on capitals alone, every capital (share, 95% interval)", rows)
 
 
-def claims(runs):
+def claims(runs, unfinished):
     """A paragraph for each claim of the paper."""
     cells = cells_of(runs)
     if not cells["math", "n14", ""]:
         return ""
     paragraphs = [
         ("a model of 1.5k parameters extrapolates to the held-out sums and differences", extrapolates(runs, cells)),
-        ("larger models do not", larger(runs, cells)),
-        ("small models cannot memorize the capitals, larger ones do", memorize(cells)),
-        ("trained on both, none extrapolates", together(cells)),
+        ("larger models do not", [*larger(runs, cells), of_mlt(runs, unfinished, "math", "held_out")]),
+        ("small models cannot memorize the capitals, larger ones do", [*memorize(cells), of_mlt(runs, unfinished, "facts", "facts")]),
+        ("trained on both, none extrapolates", [*together(cells), of_mlt(runs, unfinished, "both", "held_out")]),
         ("the effect is not one of regularization", regularization(cells)),
         ("n14 is the smallest model that learns arithmetic", smallest(runs)),
         ("the rules do not reach beyond single digits (section 5.1)", beyond(cells)),
     ]
-    return "\n\n".join(["## The claims of the paper, one by one", *(f"**The paper: {claim}.** Here: {' '.join(says)}" for claim, says in paragraphs)])
+    return "\n\n".join(["## The claims of the paper, one by one", *(f"**The paper: {claim}.** Here: {' '.join(filter(None, says))}" for claim, says in paragraphs)])
 
 
 def extrapolates(runs, cells):
@@ -259,6 +259,18 @@ def together(cells):
         f"Of the runs of n28 and n56 {rate_of(alone, generalizes)} generalize on arithmetic alone and {rate_of(large, generalizes)} on both, a change of {compared(large, alone, generalizes)}:"
         f" whether the capitals keep a model from it, these sizes {'cannot tell' if low <= 0 <= high else 'can tell'}." if alone and large else "",
     ]
+
+
+def of_mlt(runs, unfinished, task, what):
+    """How many samples the MLT has right, as far as it is trained; what: held_out or facts."""
+    says = []
+    for suffix, regularized in (("", "with dropout"), ("_wd", "without")):
+        name = f"{task}_mini_mlt{suffix}"
+        if run := runs.get(name, unfinished.get(name)):
+            right, total = right_and_total(run.results, what, best_evaluation(run.results))
+            says.append(f"{right:.0f} of {total:.0f} {regularized}" + f" ({how_far(run)})" * bool(how_far(run)))
+    samples = {"held_out": "Held-out samples", "facts": "Samples of the capitals"}[what]
+    return f"{samples} that the MLT has right at its best evaluation, with the paper's seed: {', '.join(says)}." if says else ""
 
 
 def regularization(cells):
@@ -569,7 +581,7 @@ def report(runs, unfinished, results="results"):
     drawn = {task for task, _, _ in (key for key, seeds in cells_of(runs).items() if seeds)}
     figures = [f"![{what}: accuracy over iterations](results/seeds_{task}.png)"
                for task, what in (("facts", "Capitals"), ("both", "Both")) if task in drawn]
-    parts = [introduction(runs, unfinished), claims(runs), tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
+    parts = [introduction(runs, unfinished), claims(runs, unfinished), tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
     return "\n\n".join(part for part in parts if part).replace("](results", f"]({results}") + "\n"
 
 

@@ -66,6 +66,7 @@ def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
     text = report.report(RUNS, {"math_mini_mlt": part, "math_mini_28": WHOLE, "math_mini_14_seed_3": part})
     assert row_of(text, "MLT")[1:4] == ["0", "98 / 98 (at 6,000 of 30,000) / –", "98 / 97 (at 6,000 of 30,000) / –"]
     assert row_of(text, "n28")[1:3] == ["1", "98 / 100 / 98"]
+    assert "Held-out samples that the MLT has right at its best evaluation, with the paper's seed: 0 of 40 with dropout (at 6,000 of 30,000)." in text
     assert "has 0 of its six runs to the end and 1 in part" in text and "3 of 3 (100%, 44 to 100)" in text
 
 
