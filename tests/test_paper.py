@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHORT
 
-from study.results import best_evaluation, read_runs
+from study.results import best_evaluation, how_far, read_runs
 from study.tables import table
 
 RESULTS = ROOT / "results"
@@ -85,10 +85,13 @@ def test_the_tables_of_the_published_runs_are_printed(call, suffix, titles):
     result = call("tabulate_all_models.py", f"--root_dir={RESULTS}", f"--suffix={suffix}")
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^\*\*([A-Z]\w+ [0-9.]*[0-9])", result.stdout, re.MULTILINE) == titles
-    info = read_runs(RESULTS)[f"math_mini_14{suffix}"].info
+    runs = read_runs(RESULTS)
+    info = runs[f"math_mini_14{suffix}"].info
     row = cells(result.stdout.split("\n\n**")[0], "n14")
     assert row[2:5] == [f"100.0% / {int(info['best_add']) / 10}%", f"100.0% / {int(info['best_sub']) / 10}%", f"40/40 / {info['best_held_out']}/40"]
-    assert result.stderr.count("not run yet") == 3  # the MLT
+    missing = {f"{task}_mini_mlt{suffix}" for task in ("math", "facts", "both")} - runs.keys()
+    assert set(re.findall(r"^not run yet: (\w+)", result.stderr, re.MULTILINE)) == missing
+    assert all(how_far(runs[name]) in result.stdout for name in runs if name.endswith(f"_mini_mlt{suffix}"))
 
 
 def test_a_published_model_is_sampled_and_scored_without_training(call, tmp_path, project):
