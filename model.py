@@ -127,7 +127,8 @@ class GPT(nn.Module):
         positions = torch.arange(idx.size(1), device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)
         if shared:
-            x = x.flatten(0, 1)[shared[0]]
+            example, _ = shared
+            x = x.flatten(0, 1)[example]
         x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x, shared)
@@ -140,7 +141,8 @@ class GPT(nn.Module):
         """
         logits = self.lm_head(self.hidden(idx, shared))
         if shared:
-            logits = to_windows(logits, shared[1])
+            _, which = shared
+            logits = to_windows(logits, which)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def configure_optimizer(self, weight_decay, learning_rate, betas):

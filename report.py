@@ -180,14 +180,14 @@ def summary(runs):
 
 def claims(runs, unfinished):
     """A paragraph for each claim of the paper."""
-    cells = cells_of(runs)
+    cells, every = cells_of(runs), unfinished | runs
     if not cells["math", "n14", ""]:
         return ""
     paragraphs = [
         ("a model of 1.5k parameters extrapolates to the held-out sums and differences", extrapolates(runs, cells)),
-        ("larger models do not", [*larger(runs, cells), of_mlt(runs, unfinished, "math", "held_out")]),
-        ("small models cannot memorize the capitals, larger ones do", [*memorize(cells), of_mlt(runs, unfinished, "facts", "facts")]),
-        ("trained on both, none extrapolates", [*together(cells), of_mlt(runs, unfinished, "both", "held_out")]),
+        ("larger models do not", [*larger(runs, cells), of_mlt(every, "math", "held_out")]),
+        ("small models cannot memorize the capitals, larger ones do", [*memorize(cells), of_mlt(every, "facts", "facts")]),
+        ("trained on both, none extrapolates", [*together(cells), of_mlt(every, "both", "held_out")]),
         ("the effect is not one of regularization", regularization(cells)),
         ("n14 is the smallest model that learns arithmetic", smallest(runs)),
         ("the rules do not reach beyond single digits (section 5.1)", beyond(cells)),
@@ -261,12 +261,12 @@ def together(cells):
     ]
 
 
-def of_mlt(runs, unfinished, task, what):
+def of_mlt(runs, task, what):
     """How many samples the MLT has right, as far as it is trained; what: held_out or facts."""
     says = []
     for suffix, regularized in (("", "with dropout"), ("_wd", "without")):
         name = f"{task}_mini_mlt{suffix}"
-        if run := runs.get(name, unfinished.get(name)):
+        if run := runs.get(name):
             right, total = right_and_total(run.results, what, best_evaluation(run.results))
             says.append(f"{right:.0f} of {total:.0f} {regularized}" + f" ({how_far(run)})" * bool(how_far(run)))
     samples = {"held_out": "Held-out samples", "facts": "Samples of the capitals"}[what]

@@ -53,7 +53,7 @@ def make_update(model, optimizer, scaler, windows, cfg, autocast, shares=False):
             batch = windows[indices]
             idx, targets = batch[:, :-1], batch[:, 1:]
             if shares:
-                with autocast, sdpa_kernel(SDPBackend.MATH):  # backward through the CPU's fused attention takes longer than all the rest
+                with autocast, sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention takes several times as long in its backward
                     _, loss = model(idx, targets, shared_contexts(idx))
             else:
                 with autocast:
