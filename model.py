@@ -1,7 +1,7 @@
 """The GPT of the study: nanoGPT's model with the MLP expansion as a parameter (paper, section 3.2).
 
-Field and parameter names are nanoGPT's, and the initial weights are drawn in the same order, so
-checkpoints can be exchanged and the same torch seed gives the same model.
+Field and parameter names are nanoGPT's, and the initial weights are drawn in the same order, so the
+same torch seed gives the same model and nanoGPT's checkpoints can be loaded.
 """
 
 import math
@@ -22,18 +22,6 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True
     mlp_expansion: int = 4  # hidden width of the MLP over n_embd; nanoGPT's is always 4
-
-
-class LayerNorm(nn.Module):
-    """nn.LayerNorm of one dimension, with an optional bias."""
-
-    def __init__(self, n_embd, bias):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
-
-    def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
 class CausalSelfAttention(nn.Module):
@@ -77,9 +65,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x, shared=None):
@@ -101,7 +89,7 @@ class GPT(nn.Module):
             wpe=nn.Embedding(config.block_size, config.n_embd),
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-            ln_f=LayerNorm(config.n_embd, config.bias),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.transformer.wte.weight = self.lm_head.weight  # tied
@@ -168,7 +156,8 @@ def shared_contexts(idx):
     """Token ids (B, T) -> the contexts, which are the beginnings of rows: (example, which).
 
     Two places have the same context if their rows are the same up to there. example: (contexts) a place of
-    each in idx.flatten(). which: (B, T) the context of each place.
+    each in idx.flatten(), filled up with the first place to a multiple of 256: of tensors that have another size
+    in each batch, freed memory would fall to pieces. which: (B, T) the context of each place.
     """
     base = int(idx.max()) + 1
     which, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0
@@ -177,7 +166,7 @@ def shared_contexts(idx):
         which[:, t] = contexts + before
         contexts += len(distinct)
     example = which.new_empty(contexts).scatter_(0, which.flatten(), torch.arange(which.numel(), device=idx.device))
-    return example, which
+    return F.pad(example, (0, -contexts % 256)), which
 
 
 def to_windows(features, which):
