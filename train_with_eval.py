@@ -90,13 +90,13 @@ def in_any_process(condition, device):
 
 
 def resume_command(world_size):
-    """The command that goes on with this run."""
-    arguments = []
+    """The command that goes on with this run, with as many threads."""
+    arguments, threads = [], os.environ.get("OMP_NUM_THREADS")
     for before, argument in zip(["", *sys.argv], sys.argv):
         of_another = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))
         if not of_another and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
             arguments.append(argument)
-    return f"{launcher(world_size)} {shlex.join(arguments)} --init_from=resume"
+    return (f"OMP_NUM_THREADS={threads} " if threads else "") + f"{launcher(world_size)} {shlex.join(arguments)} --init_from=resume"
 
 
 if __name__ == "__main__":
@@ -126,9 +126,9 @@ if __name__ == "__main__":
         resume(state, cfg, resolved)
     rows, it = state.rows, state.iter_num
     train, step_name, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
-    seconds, step_before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), ""
+    seconds, before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), {}
     if rank == 0:
-        step_before = run.begin(model, tasks, device, resolved | {"step": step_name, "processes": world_size}, seconds, it, rows)
+        before = run.begin(model, tasks, device, resolved | {"step": step_name, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 
@@ -136,8 +136,10 @@ if __name__ == "__main__":
     progress.say(f"{cfg.out_dir}: {model.num_params():,} parameters, data {cfg.dataset}, tasks "
                  f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {step_name}"
                  + (f", resumed at iteration {it}" if it else ""))
-    if step_before and step_before.split(" (")[0] != step_name.split(" (")[0]:
-        notes.append(f"this run was made by {step_before} until here; another step rounds differently")
+    if before.get("step", step_name).split(" (")[0] != step_name.split(" (")[0]:
+        notes.append(f"this run was made by {before['step']} until here; another step rounds differently")
+    elif device.type == "cpu" and before.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+        notes.append(f"this run was made with OMP_NUM_THREADS={before['threads']} until here; another number rounds differently")
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
 

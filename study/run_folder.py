@@ -66,10 +66,11 @@ class RunFolder:
 
         resolved: what dataset and settings come to (chars, held_out, dtype, step, processes). seconds: wall
         time from now on by what it is spent on, counted by the caller. rows: the evaluations so far, which
-        a results.csv that was cut gets back. Returns the step of the part before, "" if this is the first.
+        a results.csv that was cut gets back. Returns what run.json says of the part before, {} if this is the first.
         """
         self.model, self.tasks, self.resolved = model, tasks, resolved
         before = read_run_json(self.folder)
+        earlier_parts = before.pop("earlier_parts", [])
         self.info = {
             "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,12 +81,12 @@ class RunFolder:
             "saved_iter_num": it,  # of these, what ckpt_last.pt holds: a run is complete when that is all
             "seconds": seconds,
             "config": vars(self.cfg),
-            "earlier_parts": before.pop("earlier_parts", []) + ([before] if before else []),
+            "earlier_parts": earlier_parts + ([before] if before else []),
         }
         self._write(it)
         if rows:
             write_results(self.folder / "results.csv", rows)
-        return before.get("step", "")
+        return before
 
     def _write(self, it, files=None):
         """Writes run.json, with the files {name: bytes} that it tells of."""

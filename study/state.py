@@ -118,3 +118,5 @@ def resume(state, cfg, resolved):
         state.load_state_dict(last)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")
+    if state.iter_num > cfg.max_iters:
+        fail(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")

@@ -248,7 +248,20 @@ def test_the_command_that_goes_on_keeps_the_config_file(monkeypatch):
         ("t.py config/a.py --init_from scratch --fast=False", "t.py config/a.py --fast=False"), ("t.py --overwrite=True a.py", "t.py a.py"),
     ]:
         monkeypatch.setattr(sys, "argv", before.split())
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         assert train_with_eval.resume_command(1) == f"python {after} --init_from=resume"
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert train_with_eval.resume_command(1) == f"OMP_NUM_THREADS=1 python {after} --init_from=resume"
+
+
+def test_a_run_that_goes_on_with_another_number_of_threads_says_so(call, in_tmp):
+    assert call("train_with_eval.py", *SHORT, "--fast=False", "--out_dir=run").returncode == 0
+    info = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(info | {"threads": 16}))
+    more = ("--fast=False", "--out_dir=run", "--init_from=resume")
+    result = call("train_with_eval.py", *more, "--max_iters=45")
+    assert result.returncode == 0 and "made with OMP_NUM_THREADS=16 until here" in result.stderr
+    assert call("train_with_eval.py", *more, "--max_iters=50").stderr == ""
 
 
 def test_resuming_repairs_a_results_file_that_was_cut(call, in_tmp):
@@ -268,6 +281,9 @@ def test_a_run_can_be_made_longer(call, in_tmp):
     assert same_run("whole", "longer")
     info = json.loads(Path("longer/run.json").read_text())
     assert info["iter_num"] == 60 and [part["iter_num"] for part in info["earlier_parts"]] == [40]
+    results = Path("longer/results.csv").read_bytes()
+    assert refused(call("train_with_eval.py", *SHORT, "--out_dir=longer", "--init_from=resume"), "at iteration 60 already", "max_iters=40")
+    assert Path("longer/results.csv").read_bytes() == results
 
 
 def test_a_folder_is_not_written_over_unless_asked(call, in_tmp):
