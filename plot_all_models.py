@@ -4,6 +4,7 @@
     python plot_all_models.py --suffix _wd       (controlled regularization, figures 4 to 6)
 """
 
+import math
 from pathlib import Path
 
 from study.figures import TWO_COLUMNS, draw_accuracies, label_iterations, plt, save_figure, titled
@@ -19,8 +20,9 @@ TITLES = {"math": "arithmetic", "facts": "capital cities", "combined": "arithmet
 
 
 def plot_grid(panels, runs, title=""):
-    """2x2 figure of {panel: name of its run}, {name: Run}; a run that is missing leaves a panel that says so."""
-    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.6), sharex=True, sharey=True, layout="constrained")
+    """Figure, two panels a row, of {panel: name of its run}, {name: Run}; a run that is missing leaves a panel that says so."""
+    rows = math.ceil(len(panels) / 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(TWO_COLUMNS, 2.3 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained")
     artists = {}
     for ax, (panel, name) in zip(axes.flat, panels.items()):
         if name in runs:
@@ -29,7 +31,9 @@ def plot_grid(panels, runs, title=""):
         else:
             ax.set_title(titled(panel, config_params(name)))
             ax.text(0.5, 0.5, f"{name}\nnot run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
-    for ax in axes[1]:
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax in axes[-1]:
         label_iterations(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")

@@ -20,7 +20,7 @@ from study.results import (
 )
 from study.settings import configure, fail
 from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
-from study.tables import HEADINGS, TABLES, markdown, percent
+from study.tables import HEADINGS, TABLES, markdown, of_the_paper, percent
 
 root_dir = "results"  # folder of the experiments' tables
 path = "RESULTS.md"  # where to write
@@ -332,14 +332,14 @@ def paper_table(runs, unfinished, grid, task, suffix):
 
     unfinished: {name: Run} that may stand in for such a run with the paper's seed, if each cell says so.
     """
-    titles, columns, paper = TABLES[grid]
+    titles, columns, _ = TABLES[grid]
     names = {column: f"{what}, %" for column, what in HEADINGS.items()} | {"held_out": f"({HELD_OUT}), of 40"}
     heading = ["model", "seeds", *(names[column] for column in columns)]
     if "held_out" in columns:
         heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes", "late evaluations with all 40, mean"]
     rows = [heading]
     for panel in SIZES:
-        theirs = paper[panel][1:][suffix == "_wd"].split()
+        _, *theirs = of_the_paper(grid, panel, suffix)
         name = f"{task}_mini_{SIZES[panel]}{suffix}"
         seeds, ours = seeds_of(runs, name), runs.get(name, unfinished.get(name))
         part = f" ({how_far(ours)})" if ours and how_far(ours) else ""
@@ -347,7 +347,8 @@ def paper_table(runs, unfinished, grid, task, suffix):
         for column, their in zip(columns, theirs):
             one = number(at_its_best(ours, column)) + part if ours else "–"
             many = spread([at_its_best(run, column) for run in seeds]) if seeds else "–"
-            cells.append(f"{number(float(their.rstrip('%').split('/')[0]))} / {one} / {many}")
+            their = their if their == "–" else number(float(their.rstrip("%").split("/")[0]))
+            cells.append(f"{their} / {one} / {many}")
         if "held_out" in columns:
             cells += [rate_of(seeds, at_best), rate_of(seeds, generalizes), late_percent(seeds) if seeds else "–"]
         rows.append([panel, str(len(seeds)), *cells])
@@ -517,8 +518,10 @@ def introduction(runs, unfinished):
     """What this is about, how to read it, and the claims in one table."""
     many = [name for name in runs if "_seed_" in name]
     machines = Counter(machine for run in runs.values() for machine in run.info["made_on"].split("; ") if machine)
-    mlts = [f"{task}_mini_mlt{suffix}" for task in GRIDS.values() for suffix in ("", "_wd")]
-    complete, partly = (sum(name in some for name in mlts) for some in (runs, unfinished))
+    every = unfinished | runs
+    mlts = [every[name] for task in GRIDS.values() for suffix in ("", "_wd") if (name := f"{task}_mini_mlt{suffix}") in every]
+    partly = sum(bool(how_far(run)) for run in mlts)
+    complete = len(mlts) - partly
     mlt = f"has {complete} of its six runs to the end and {partly} in part" if complete or partly else "needs a GPU and is not run yet"
     made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
     return f"""# Results: how often what the paper saw once comes about

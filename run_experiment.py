@@ -25,7 +25,7 @@ import torch
 from data.dataset import read_meta
 from study.device import setup_device
 from study.experiments import config_file, config_of, dataset_of, finished_run, named, require_same_run, train_settings, write_tables
-from study.results import ROOT, params_of, published_runs
+from study.results import ROOT, params_of, published_runs, read_tables
 from study.run_folder import read_run_json
 from study.settings import catch_stop, configure, exit_on_signals, fail
 from study.stack import OWN, train_stack
@@ -183,6 +183,7 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
         fail(f"cannot make the folder {table}: {error.strerror}")
     folders = {name: root / "runs" / name for name in experiment}
     finished = {name: run for name, run in published_runs(root).items() if name in experiment}
+    unlisted = {name: run for name, run in read_tables(table).items() if name not in experiment} if (table / "runs.csv").exists() else {}
     iters = {name: config_of(settings)["max_iters"] for name, settings in experiment.items()}
     done = {name: saved(folder) for name, folder in folders.items()}
     for name, settings in experiment.items():
@@ -198,8 +199,8 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
     prepare({name: experiment[name] for name in waiting})
 
     def write():
-        if finished:
-            write_tables(table, {name: finished[name] for name in experiment if name in finished})
+        if finished:  # what the file has listed before stays in the tables
+            write_tables(table, {name: finished[name] for name in experiment if name in finished} | unlisted)
 
     def finish(name):
         finished[name] = finished_run(name, experiment[name], folders[name])

@@ -27,6 +27,13 @@ TABLES = {
 }
 
 
+def of_the_paper(grid, panel, suffix):
+    """The paper's cells for a model, parameters first; a dash each for a model that it does not have."""
+    _, columns, paper = TABLES[grid]
+    params, *scores = paper.get(panel, ("–", *[" ".join("–" for _ in columns)] * 2))
+    return [params, *scores[suffix == "_wd"].split()]
+
+
 def score(results, column, at):
     """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
     correct, total = right_and_total(results, column, at)
@@ -85,11 +92,10 @@ def made_on(runs, names):
 
 def table(grid, panels, runs, suffix):
     """A table of the paper, of {panel: name of its run} among {name: Run}."""
-    titles, columns, paper = TABLES[grid]
+    titles, columns, _ = TABLES[grid]
     rows = [["model", "parameters", *headings(columns, runs, panels.values(), "ours: ")]]
     for panel, name in panels.items():
-        params, *scores = paper[panel]
-        theirs = scores[suffix == "_wd"].split()
+        params, *theirs = of_the_paper(grid, panel, suffix)
         ours = of_one_run(runs, name, columns)
         both = [f"{their} / {our}" for their, our in zip(theirs, ours)]
         counted = runs[name].info["num_params"] if name in runs else config_params(name)

@@ -55,8 +55,8 @@ def test_experiments_share_the_names_of_equal_runs():
 
 
 def test_the_experiments_are_the_ones_of_the_study():
-    number = {path.stem: len(runs_of(path)) for path in EXPERIMENTS}
-    assert number == {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13, "seeds": 2 * 200 + 12 * 10, "steps": 60}
+    expected = {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13, "seeds": 2 * 200 + 12 * 10, "steps": 60}
+    assert expected == {name: len(runs_of(ROOT / f"experiments/{name}.py")) for name in expected}
     paper = runs_of(ROOT / "experiments/paper.py")
     assert {name for name in paper if not re.fullmatch(r"math_mini_1?[0-9]", name)} < {path.stem.removeprefix("train_") for path in ROOT.glob("config/*.py")}
     work = [run_experiment.work_of(settings) for settings in paper.values()]
@@ -212,6 +212,16 @@ def test_a_run_that_another_experiment_published_is_not_made_again(project, monk
     assert run_experiment.run_all(experiment, table=tmp_path / "b", **options) == []
     assert not (tmp_path / "runs").exists()
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in ("runs.csv", "evaluations.csv.gz"))
+
+
+def test_what_is_no_longer_listed_stays_in_the_tables(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    options = {"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
+    two, one = (named(grid(config="math_mini_14", n_embd=widths, max_iters=3)) for widths in ([2, 3], [3]))
+    assert run_experiment.run_all(two, **options) == []
+    shutil.rmtree(tmp_path / "runs")
+    assert run_experiment.run_all(one, **options) == []
+    assert read_tables(tmp_path / "mine").keys() == two.keys()
 
 
 def test_a_published_run_of_another_config_is_not_taken_for_this_one(project, monkeypatch, tmp_path, capsys):

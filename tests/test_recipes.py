@@ -1,5 +1,6 @@
 """What the README says one has to do to add a model size, a dataset or a task is enough."""
 
+import ast
 import csv
 import re
 import subprocess
@@ -40,8 +41,11 @@ def test_a_model_size_is_a_config_and_a_panel(mine):
     (mine / name).write_text(content)
     assert "math_mini_20: 2,800 parameters" in run(mine, "train_with_eval.py", name, *SHORT, "--device=cpu")
     add(mine / "study/results.py", '"n14": "14", ', '"n20": "20", ')
-    run(mine, "plot_all_models.py")
-    assert "n20" in run(mine, "-c", "from study.results import find_runs; print(find_runs('.', '')[0]['math'])")
+    panels = "import plot_all_models as p; print([ax.get_title() for ax in p.plot_grid(p.find_runs('.', '')[0]['math'], {}).axes if ax.axison])"
+    assert [title.split(" ")[0] for title in ast.literal_eval(run(mine, "-c", panels))] == ["n14", "n20", "n28", "n56", "MLT"]
+    assert re.search(r"^\| n20 \| – / 2,800 \| – / \d", run(mine, "tabulate_all_models.py", "--root_dir=."), re.MULTILINE)
+    run(mine, "report.py", f"--root_dir={ROOT / 'results'}", "--path=mine.md")
+    assert "| n20 | 20 | – / – / 100 |" in (mine / "mine.md").read_text()
 
 
 def test_a_dataset_is_a_prepare_script_with_another_text(mine):
