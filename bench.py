@@ -164,6 +164,8 @@ if __name__ == "__main__":
 
     info = machine(device) | {"dtype": dtype, "step": step_name}
     print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(info)}")
+    if device.type == "cpu" and info["threads"] > 1:
+        print(f"note: seconds are CPU time, added up over {info['threads']} threads; OMP_NUM_THREADS=1 gives those of one", file=sys.stderr)
     measured = [iterations]
     if cfg.plain:
         measured.append(lambda: plain_train(plain_model, plain_optimizer, cfg, autocast, device, few))

@@ -179,7 +179,8 @@ if __name__ == "__main__":
         before = seconds["training"]
         with timed("training"):
             loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
-            loss = float(loss) if (it + updates) % cfg.log_interval == 0 else None  # waits for the device
+            waits = any((it + updates) % every == 0 for every in (cfg.eval_interval, cfg.log_interval))
+            loss = float(loss) if waits else None  # so that the clock tells the device's time
         it = state.iter_num = it + updates
         progress.trained(updates, loss, seconds["training"] - before, rows)
         if loss is not None:

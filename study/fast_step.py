@@ -156,7 +156,7 @@ def make_fast_train(model, optimizer, windows, cfg, step):
             for tensor, part in zip(group, values.split([t.numel() for t in group])):
                 tensor.copy_(part.view(tensor.shape))
         for p, part in zip(parameters, gradient.split([p.numel() for p in parameters])):
-            p.grad = part.view(p.shape)  # the last update's, before clipping
+            p.grad = part.view(p.shape)  # the last update's, before clipping: what tests compare with autograd's
             optimizer.state[p]["step"] += len(batches)
         return loss
 

@@ -214,5 +214,5 @@ def train_stack(cfgs, device, dtype, autocast, signals, say):
             indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
             losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
             it += updates
-            if it % cfg.log_interval == 0:
+            if it % cfg.eval_interval == 0 or it % cfg.log_interval == 0:
                 losses.cpu()  # waits for the device, so that the clock tells its time
