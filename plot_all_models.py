@@ -7,7 +7,7 @@
 import math
 from pathlib import Path
 
-from study.figures import TWO_COLUMNS, draw_accuracies, label_iterations, plt, save_figure, titled
+from study.figures import TWO_COLUMNS, draw_accuracies, draw_nothing, label_iterations, plt, save_figure, titled
 from study.results import config_params, find_runs, how_far
 from study.settings import configure
 
@@ -30,7 +30,7 @@ def plot_grid(panels, runs, title=""):
             artists |= draw_accuracies(ax, runs[name].results)
         else:
             ax.set_title(titled(panel, config_params(name)))
-            ax.text(0.5, 0.5, f"{name}\nnot run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+            draw_nothing(ax, f"{name}\nnot run yet")
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     for ax in axes[-1]:

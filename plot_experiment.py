@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from data.tasks import HELD_OUT, arithmetic
-from study.figures import COLUMN, CURVES, TWO_COLUMNS, label_iterations, plt, save_figure
+from study.figures import COLUMN, CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure
 from study.results import all_right, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of
 from study.settings import configure, fail
 from study.statistics import quartiles, wilson
@@ -40,7 +40,7 @@ def plot_seeds(task, runs):
     for ax, ((size, suffix), seeds) in zip(axes.flat, cells.items()):
         ax.set_title(f"n{size}, {'weight decay 0.1' if suffix else 'no weight decay'}: {len(seeds)} run{'s' * (len(seeds) != 1)}")
         if not seeds:
-            ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+            draw_nothing(ax, "not run yet")
         for group, (label, color, _) in CURVES.items():
             if not seeds or not seeds[0].results[f"{group}_total"].any():
                 continue
@@ -124,7 +124,7 @@ def plot_map(runs):
             label_widths(ax, [*math, *facts, *both])
             ax.grid(alpha=0.3)
             if not cells:
-                ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", va="center", color="0.4")
+                draw_nothing(ax, "not run yet")
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0, 0].set_ylabel("share of runs at the last\nevaluation (95% interval)")
     axes[1, 0].set_ylabel("lowest loss\n(nats per character)")

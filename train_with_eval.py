@@ -9,7 +9,6 @@ ckpt_best_combined.pt (accuracy). ckpt_last.pt is what --init_from=resume goes o
 the run was made, and the seconds it took, stand in run.json.
 """
 
-import contextlib
 import os
 import shlex
 import signal
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from study.device import setup_device
-from study.progress import Progress
+from study.progress import Progress, timed
 from study.run_folder import RunFolder, launcher
 from study.scoring import evaluate, require_finite
 from study.settings import catch_stop, configure, fail
@@ -143,21 +142,15 @@ if __name__ == "__main__":
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
 
-    @contextlib.contextmanager
-    def timed(what):
-        clock = time.perf_counter()
-        yield
-        seconds[what] += time.perf_counter() - clock
-
     signals = catch_stop()
     saved = time.monotonic()
     while True:
         due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
         if rank == 0 and due and not (rows and rows[-1]["iter"] == it):  # a resumed run may have this one
-            with timed("evaluation"):
+            with timed(seconds, "evaluation"):
                 row = evaluate(model, splits, chars, tasks, it, cfg, autocast)
             rows.append(row)
-            with timed("saving"):
+            with timed(seconds, "saving"):
                 best = run.save_evaluation(rows)
             progress.evaluated(row, best)
             if cfg.wandb_log:
@@ -167,7 +160,7 @@ if __name__ == "__main__":
         ends = it >= cfg.max_iters or (agree and in_any_process(bool(signals), device))
         if ends or (agree and in_any_process(time.monotonic() - saved > cfg.save_interval, device)):
             require_finite(float(sum(p.detach().sum() for p in model.parameters())), it)
-            with timed("saving"):
+            with timed(seconds, "saving"):
                 everything = state.state_dict()  # of all processes
                 if rank == 0:
                     run.save_last(everything)
@@ -177,7 +170,7 @@ if __name__ == "__main__":
 
         updates = min(train.max_updates, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
         before = seconds["training"]
-        with timed("training"):
+        with timed(seconds, "training"):
             loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])
             waits = any((it + updates) % every == 0 for every in (cfg.eval_interval, cfg.log_interval))
             loss = float(loss) if waits else None  # so that the clock tells the device's time

@@ -18,9 +18,8 @@ import re
 import torch
 
 from data.tasks import COUNTED, arithmetic, parse_pairs
-from study.device import describe
 from study.files import write_files
-from study.results import ROOT, Run, columns, read_rows, scores_of
+from study.results import ROOT, Run, columns, read_info, read_rows, scores_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
 from study.settings import check_setting, defaults_of, fail, run_config_file, stated_settings
@@ -162,12 +161,12 @@ def finished_run(name, settings, folder):
     results = columns(rows)
     config = info["config"]
     parts = [*info["earlier_parts"], info]
-    row = {key: config[key] for key in ("n_embd", "weight_decay", "seed", "max_iters")} | {
+    row = read_info(folder) | {
         "run": name, "config": settings["config"], "line_seed": settings.get("line_seed", -1),
-        **{key: info[key] for key in ("held_out", "dtype", "step", "num_params", "commit")},
+        **{key: config[key] for key in ("n_embd", "weight_decay", "seed")},
+        **{key: info[key] for key in ("dtype", "step", "commit")},
         **scores_of(results),
         "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),
-        "made_on": "; ".join(dict.fromkeys(map(describe, parts))),
     }
     if row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
         row |= beyond_single_digits(folder)

@@ -41,6 +41,11 @@ def label_iterations(ax):
     ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it >= 1000 else f"{it:g}")
 
 
+def draw_nothing(ax, why):
+    """Says in the middle of a panel why it is empty."""
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color="0.4")
+
+
 def draw_accuracies(ax, results):
     """Draws the accuracies the run has, in percent; returns {label: artist} for a legend."""
     artists = {}

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from data.tasks import COUNTED, GROUPS, HELD_OUT
-from model import GPT, GPTConfig
+from model import GPT
 from study.device import describe
 from study.run_folder import load_model, read_run_json
 from study.settings import defaults_of, fail, run_config_file
+from study.update import gpt_config
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what its runs' names begin with
@@ -216,9 +217,8 @@ def scores_of(results):
 def params_of(config):
     """Parameters of the model that settings of train_with_eval.py, all of them, describe."""
     vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").text()))
-    fields = {key: value for key, value in config.items() if key in GPTConfig.__dataclass_fields__}
     with torch.device("meta"):  # shapes only
-        return GPT(GPTConfig(**fields, vocab_size=vocab_size)).num_params()
+        return GPT(gpt_config(config, vocab_size)).num_params()
 
 
 def num_params(folder):

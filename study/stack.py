@@ -5,8 +5,6 @@ windows, its run folder and its ckpt_last.pt, and is the single run of its setti
 go on with what the other began.
 """
 
-import contextlib
-import math
 import sys
 import time
 from collections import Counter
@@ -17,10 +15,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import adamw
+from study.progress import timed
 from study.run_folder import RunFolder
 from study.scoring import evaluate
 from study.state import TrainingState, resume, set_up
-from study.update import cuda_graph, get_lr, make_captured_train, make_eager_train
+from study.update import cuda_graph, get_lr, hold_lr_in_tensor, make_captured_train, make_eager_train
 
 OWN = {"seed", "data_seed", "dataset", "out_dir", "init_from"}  # settings in which the members of a stack may differ
 
@@ -110,8 +109,7 @@ def make_stacked_train(states, windows, cfg, device, autocast, captures):
     weights, optimizer = stack_up(states, cfg)
     update = make_stacked_update(states[0].model, weights, optimizer, torch.stack(windows), cfg, autocast)
     if captures:
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
+        hold_lr_in_tensor(optimizer, device)
         shape = (len(states), cfg.gradient_accumulation_steps, cfg.batch_size)
         all_weights = torch.nn.ParameterList(weights.values())
         train = make_captured_train(update, all_weights, optimizer, shape, device, cuda_graph)
@@ -171,12 +169,6 @@ def train_stack(cfgs, device, dtype, autocast, signals, say):
         resolved = member.resolved | {"step": step_name, "processes": 1}
         member.run.begin(member.state.model, member.tasks, device, resolved, seconds, it, member.state.rows)
 
-    @contextlib.contextmanager
-    def timed(what):
-        clock = time.perf_counter()
-        yield
-        seconds[what] += (time.perf_counter() - clock) / len(states)
-
     saved = time.monotonic()
     while True:
         due, ends = it % cfg.eval_interval == 0 or it >= cfg.max_iters, it >= cfg.max_iters or bool(signals)
@@ -192,16 +184,16 @@ def train_stack(cfgs, device, dtype, autocast, signals, say):
             rows = member.state.rows
             if rows and rows[-1]["iter"] == it:  # a resumed run may have this one
                 continue
-            with timed("evaluation"):
+            with timed(seconds, "evaluation", len(states)):
                 row = attempt(evaluate, member.state.model, member.splits, member.resolved["chars"], member.tasks, it, member.cfg, autocast)
             if row is None:
                 members.remove(member)
                 continue
             rows.append(row)
-            with timed("saving"):
+            with timed(seconds, "saving", len(states)):
                 member.run.save_evaluation(rows)
         if saves:
-            with timed("saving"):
+            with timed(seconds, "saving", len(states)):
                 for member in members:
                     member.state.iter_num = it
                     member.run.save_last(member.state.state_dict())
@@ -210,7 +202,7 @@ def train_stack(cfgs, device, dtype, autocast, signals, say):
         if ends or not members:
             return [member.cfg for member in members if it >= cfg.max_iters]
         updates = min(train.max_updates, cfg.max_iters - it, cfg.eval_interval - it % cfg.eval_interval)
-        with timed("training"):
+        with timed(seconds, "training", len(states)):
             indices = torch.stack([state.batches.draw(updates) for state in states], dim=1)
             losses = train(indices, [get_lr(it + i, cfg) for i in range(updates)])
             it += updates

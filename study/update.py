@@ -30,11 +30,15 @@ def get_lr(it, cfg):
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
 
 
+def gpt_config(config, vocab_size):
+    """GPTConfig of settings of train_with_eval.py, all of them, as a {name: value}."""
+    return GPTConfig(**{key: config[key] for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}, vocab_size=vocab_size)
+
+
 def build(cfg, vocab_size, device):
     """(GPT, AdamW) with the initial weights that cfg.seed draws."""
     seed_everything(cfg.seed, device)
-    fields = {key: getattr(cfg, key) for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}
-    model = GPT(GPTConfig(**fields, vocab_size=vocab_size)).to(device)
+    model = GPT(gpt_config(vars(cfg), vocab_size)).to(device)
     return model, model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
 
 
@@ -84,6 +88,12 @@ def compiled(update):
     """The update by torch.compile: model, gradient and clipping as one graph, then AdamW's own fused kernel."""
     torch._dynamo.config.trace_autograd_ops = True  # else the graph ends at backward()
     return torch.compile(update)
+
+
+def hold_lr_in_tensor(optimizer, device):
+    """For an update that becomes a graph, of which a number would be a part."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
 
 
 def make_eager_train(update, optimizer):
@@ -190,9 +200,8 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
     # In a model of one layer, finding the contexts takes as long as it saves; on a GPU the host would wait for their number.
     shares = cfg.fast and device.type == "cpu" and not compiles and model.config.n_layer > 1 and model.config.dropout == 0
     update = make_update(model, optimizer, scaler, windows, cfg, autocast, shares)
-    if captures or compiles:  # a number would be part of the graph
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
+    if captures or compiles:
+        hold_lr_in_tensor(optimizer, device)
     if compiles:
         update = compiled(update)
     step_name = "PyTorch" + ", contexts shared" * shares + ", compiled" * compiles + ", one CUDA graph an update" * captures
