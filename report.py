@@ -422,19 +422,28 @@ def orders(runs):
         says.append(f"that is {compared(paper, every, generalizes)} against the other orders.")
     parts = ["## Does the order of the lines decide?", "\n".join(says)]
     if len(whole) > 1:
-        chance = [(groups - 1) / (len(whole) * len(seeds) - 1) for groups in (len(whole), len(seeds))]  # degrees of freedom, of all
-        verdicts, rows = [], [["variance of", "the order of the lines", "the seed (initial weights, places of the windows)", "the rest: their interaction, and chance"]]
-        for what, of_run in (("whether a run generalizes", generalizes), ("how many held-out samples are right", held_out_right)):
-            table = [[of_run(named[line, seed]) for seed in seeds] for line in whole]
-            *shares, rest = two_way_shares(table)
-            ps = permutation_p(table)
-            explained = [f"{100 * share:.0f}% (p = {p:.2g})" for share, p in zip(shares, ps)]
-            verdicts.append(f"{'an' if ps[0] < 0.05 else 'no'} effect of the order on {what}")
-            rows.append([what, *explained, f"{100 * rest:.0f}%"])
-        rows.append(["to be expected by chance alone", *(f"{100 * share:.0f}%" for share in (*chance, 1 - sum(chance)))])
-        parts.append(markdown("How much of the variance each explains (p by permutation)", rows))
-        parts.append(f"These runs show {', and '.join(verdicts)}. (Only a large effect would show in as few.)")
+        parts += variances([[named[line, seed] for seed in seeds] for line in whole])
     return "\n\n".join([*parts, "![Held-out problems by order and seed](results/orders.png)"])
+
+
+def variances(table):
+    """Whether the order or the seed decides: a table and what it says, of runs [order][seed]."""
+    verdicts, rows = [], [["variance of", "the order of the lines", "the seed (initial weights, places of the windows)", "the rest: their interaction, and chance"]]
+    for what, of_run in (("whether a run generalizes", generalizes), ("how many held-out samples are right", held_out_right)):
+        values = [[of_run(run) for run in row] for row in table]
+        *shares, rest = two_way_shares(values)
+        ps = permutation_p(values)
+        explained = [f"{100 * share:.0f}% (p = {p:.2g})" for share, p in zip(shares, ps)]
+        verdicts.append(f"{'an' if ps[0] < 0.05 else 'no'} effect of the order on {what}")
+        rows.append([what, *explained, f"{100 * rest:.0f}%"])
+    n_orders, n_seeds = len(table), len(table[0])
+    orders_share, seeds_share = ((groups - 1) / (n_orders * n_seeds - 1) for groups in (n_orders, n_seeds))  # degrees of freedom, of all
+    by_chance = [orders_share, seeds_share, 1 - orders_share - seeds_share]
+    rows.append(["to be expected by chance alone", *(f"{100 * share:.0f}%" for share in by_chance)])
+    return [
+        markdown("How much of the variance each explains (p by permutation)", rows),
+        f"These runs show {', and '.join(verdicts)}. (Only a large effect would show in as few.)",
+    ]
 
 
 def pairs(runs):
@@ -442,34 +451,46 @@ def pairs(runs):
     cells = pairs_of(runs)
     if not cells:
         return ""
-    paper, others = seeds_of(runs, "math_mini_14"), [run for seeds in cells.values() for run in seeds]
+    paper = seeds_of(runs, "math_mini_14")
     p_of = {pair: fisher_exact(*counts(seeds, paper, generalizes)) for pair, seeds in cells.items()} if paper else {}
     rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 40 at the best evaluation", "all trained problems at the last"]]
     for pair, seeds in [*cells.items(), (f"{HELD_OUT} (the paper's)", paper)]:
         p = f"{p_of[pair]:.2g}" if pair in p_of else "–"
         rows.append([pair, rate_of(seeds, generalizes), p, rate_of(seeds, at_best), rate_of(seeds, trained)])
-    parts = [
+    return "\n\n".join([
         f"## Is ({HELD_OUT}) easy?",
         "n14 on arithmetic with another pair of digits held out: the first ten of the 44 other pairs of different digits, in an order that\n"
         "`experiments/pairs.py` draws.",
         markdown("Held-out pairs (p of Fisher's exact test, each for itself)", rows),
-    ]
-    if paper:
-        ours, told = np.mean([generalizes(run) for run in paper]), [pair for pair, p in p_of.items() if p < 0.05]
-        rarer = sum(np.mean([generalizes(run) for run in cells[pair]]) < ours for pair in told)
-        parts.append(f"With the paper's pair runs generalize more often than with {rarer or 'none'} of the others, and more rarely than with "
-                     f"{len(told) - rarer or 'none'} (p < 0.05, each by itself; "
-                     f"{sum(p < 0.05 / len(p_of) for p in p_of.values())} of them with Bonferroni's correction for {len(p_of)} tests);\nof the rest these runs cannot tell.")
-    for when, holds in (("At the last evaluation", generalizes), ("At the best one", at_best)):
-        share = {pair: np.mean([holds(run) for run in seeds]) for pair, seeds in cells.items()}
-        fewest = min(map(len, cells.values()))
-        of_pair, _ = permutation_p([[holds(run) for run in seeds[:fewest]] for seeds in cells.values()])
-        text = (f"{when} the share of runs with all 40 goes from {100 * min(share.values()):.0f}% to {100 * max(share.values()):.0f}% among the other "
-                f"pairs; {sum(map(bool, share.values()))} of {len(cells)} have such a run,\nand of all their runs "
-                f"{sum(map(holds, others))} of {len(others)} have. Were they all alike, shares this far apart would come with p = {of_pair:.2g} "
-                "(permutation test; 0.0001 is the least that it can give).")
-        parts.append(text)
-    return "\n\n".join([*parts, "![Shares of runs that generalize, by held-out pair](results/pairs.png)"])
+        *([against_the_papers_pair(cells, paper, p_of)] if paper else []),
+        how_far_apart(cells, "At the last evaluation", generalizes),
+        how_far_apart(cells, "At the best one", at_best),
+        "![Shares of runs that generalize, by held-out pair](results/pairs.png)",
+    ])
+
+
+def against_the_papers_pair(cells, paper, p_of):
+    """With how many of the {pair: runs} fewer generalize than with the paper's, and with how many more; p_of: {pair: p} of that."""
+    share_of = {pair: np.mean([generalizes(run) for run in seeds]) for pair, seeds in cells.items()}
+    share_of_paper = np.mean([generalizes(run) for run in paper])
+    differing = [pair for pair, p in p_of.items() if p < 0.05]
+    fewer = sum(share_of[pair] < share_of_paper for pair in differing)
+    more = len(differing) - fewer
+    corrected = sum(p < 0.05 / len(p_of) for p in p_of.values())
+    return (f"With the paper's pair runs generalize more often than with {fewer or 'none'} of the others, and more rarely than with {more or 'none'} "
+            f"(p < 0.05, each by itself; {corrected} of them with Bonferroni's correction for {len(p_of)} tests);\nof the rest these runs cannot tell.")
+
+
+def how_far_apart(cells, when, holds):
+    """How much the {pair: runs} differ in the share that has something, and whether chance would do as much."""
+    percents = [100 * np.mean([holds(run) for run in seeds]) for seeds in cells.values()]
+    right, total = (sum(count) for count in zip(*((sum(map(holds, seeds)), len(seeds)) for seeds in cells.values())))
+    fewest = min(map(len, cells.values()))  # the permutation test takes as many of each
+    p, _ = permutation_p([[holds(run) for run in seeds[:fewest]] for seeds in cells.values()])
+    return (f"{when} the share of runs with all 40 goes from {min(percents):.0f}% to {max(percents):.0f}% among the other "
+            f"pairs; {sum(map(bool, percents))} of {len(cells)} have such a run,\nand of all their runs "
+            f"{right} of {total} have. Were they all alike, shares this far apart would come with p = {p:.2g} "
+            "(permutation test; 0.0001 is the least that it can give).")
 
 
 def made_by(run):
