@@ -125,9 +125,9 @@ if __name__ == "__main__":
         resume(state, cfg, resolved)
     rows, it = state.rows, state.iter_num
     train, step_name, notes = make_train(model, state.optimizer, state.scaler, splits["train"], cfg, device, dtype, autocast)
-    seconds, before = dict.fromkeys(("training", "evaluation", "saving"), 0.0), {}
+    seconds, earlier = dict.fromkeys(("training", "evaluation", "saving"), 0.0), {}
     if rank == 0:
-        before = run.begin(model, tasks, device, resolved | {"step": step_name, "processes": world_size}, seconds, it, rows)
+        earlier = run.begin(model, tasks, device, resolved | {"step": step_name, "processes": world_size}, seconds, it, rows)
     if cfg.wandb_log and rank == 0:
         wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name or cfg.out_dir, config=vars(cfg))
 
@@ -135,10 +135,10 @@ if __name__ == "__main__":
     progress.say(f"{cfg.out_dir}: {model.num_params():,} parameters, data {cfg.dataset}, tasks "
                  f"{' and '.join(task.name for task in tasks) or 'none'}, {device} {dtype}, {step_name}"
                  + (f", resumed at iteration {it}" if it else ""))
-    if before.get("step", step_name).split(" (")[0] != step_name.split(" (")[0]:
-        notes.append(f"this run was made by {before['step']} until here; another step rounds differently")
-    elif device.type == "cpu" and before.get("threads", torch.get_num_threads()) != torch.get_num_threads():
-        notes.append(f"this run was made with OMP_NUM_THREADS={before['threads']} until here; another number rounds differently")
+    if earlier.get("step", step_name).split(" (")[0] != step_name.split(" (")[0]:
+        notes.append(f"this run was made by {earlier['step']} until here; another step rounds differently")
+    elif device.type == "cpu" and earlier.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+        notes.append(f"this run was made with OMP_NUM_THREADS={earlier['threads']} until here; another number rounds differently")
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
 
