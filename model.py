@@ -24,6 +24,11 @@ class GPTConfig:
     mlp_expansion: int = 4  # hidden width of the MLP over n_embd; nanoGPT's is always 4
 
 
+def gpt_config(config, vocab_size):
+    """GPTConfig of settings of train_with_eval.py, all of them, as a {name: value}."""
+    return GPTConfig(**{key: config[key] for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}, vocab_size=vocab_size)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()

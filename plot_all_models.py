@@ -33,8 +33,9 @@ def plot_grid(panels, runs, title=""):
             draw_nothing(ax, f"{name}\nnot run yet")
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
-    for ax in axes[-1]:
+    for ax in axes.flat[len(panels) - 2 : len(panels)]:  # the lowest of each column
         label_iterations(ax)
+        ax.tick_params(labelbottom=True)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
     figure.suptitle(title, fontsize=9)

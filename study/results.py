@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from data.tasks import COUNTED, GROUPS, HELD_OUT
-from model import GPT
+from model import GPT, gpt_config
 from study.device import describe
 from study.run_folder import load_model, read_run_json
 from study.settings import defaults_of, fail, run_config_file
-from study.update import gpt_config
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what its runs' names begin with

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import GPT, GPTConfig, shared_contexts
+from model import GPT, gpt_config, shared_contexts
 from study import fast_step
 from study.device import seed_everything
 
@@ -28,11 +28,6 @@ def get_lr(it, cfg):
         return cfg.min_lr
     progress = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
-
-
-def gpt_config(config, vocab_size):
-    """GPTConfig of settings of train_with_eval.py, all of them, as a {name: value}."""
-    return GPTConfig(**{key: config[key] for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}, vocab_size=vocab_size)
 
 
 def build(cfg, vocab_size, device):
