@@ -17,6 +17,7 @@ format = "png"  # or pdf, for print
 
 
 TITLES = {"math": "arithmetic", "facts": "capital cities", "combined": "arithmetic and capital cities"}
+REGULARIZED = {"": ": no weight decay, no dropout (MLT: 0.1 and 0.2)", "_wd": ": weight decay 0.1, no dropout"}
 
 
 def plot_grid(panels, runs, title=""):
@@ -48,5 +49,5 @@ if __name__ == "__main__":
     cfg = configure(globals())
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     for grid, panels in grids.items():
-        title = TITLES[grid] + ", weight decay 0.1, no dropout" * (cfg.suffix == "_wd")
+        title = TITLES[grid] + REGULARIZED.get(cfg.suffix, "")
         save_figure(plot_grid(panels, runs, title), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)

@@ -31,7 +31,10 @@ SCORED = {  # what right_and_total() counts -> label, colour and marker
 
 
 def plot_seeds(task, runs):
-    """Accuracies of the six cells of a task: single runs as thin lines, over them the median and the quartiles; None without runs."""
+    """Accuracies of the six cells of a task: single runs as thin lines, over them the median and the quartiles; None without runs.
+
+    For the held-out problems it is the mean: about half of the runs of n14 have all four and half have three, so a median would jump.
+    """
     cells = {(size, suffix): seeds_of(runs, f"{task}_mini_{size}{suffix}") for suffix in ("", "_wd") for size in WIDTHS}
     if not any(cells.values()):
         return None
@@ -46,10 +49,12 @@ def plot_seeds(task, runs):
                 continue
             iterations = seeds[0].results["iter"]
             percent = np.array([100 * run.results[f"{group}_correct"] / run.results[f"{group}_total"] for run in seeds])
-            ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.3, alpha=0.4, zorder=1)
-            low, median, high = np.percentile(percent, (25, 50, 75), axis=0)
-            ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
-            [artists[label]] = ax.plot(iterations, median, color=color, linewidth=1.2, label=label, zorder=3)
+            middle = percent.mean(axis=0)
+            if group != "held_out":
+                ax.plot(iterations, percent[:SINGLE].T, color=color, linewidth=0.3, alpha=0.4, zorder=1)
+                low, middle, high = np.percentile(percent, (25, 50, 75), axis=0)
+                ax.fill_between(iterations, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
+            [artists[label]] = ax.plot(iterations, middle, color=color, linewidth=1.2, label=label, zorder=3)
         if seeds and seeds[0].results["held_out_total"].any():
             share = np.mean([run.results["held_out_correct"] == run.results["held_out_total"] for run in seeds], axis=0)
             label = "share of runs with all held out right"
@@ -61,7 +66,8 @@ def plot_seeds(task, runs):
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)" if task == "facts" else "accuracy or share (%)")
     legend = figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
-    legend.set_title(f"lines: median of the runs; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
+    line = "median of the runs" if task == "facts" else "median of the runs (held out: mean)"
+    legend.set_title(f"lines: {line}; bands: quartiles; thin: the first {SINGLE} runs", {"size": 7})
     return figure
 
 
@@ -79,10 +85,10 @@ def plot_accuracy(runs):
                 ax.plot([n] * len(of_runs), of_runs, color=color, marker="o", markersize=4, markeredgewidth=0, alpha=0.25, linestyle="none")
             mean = [np.mean(of_runs) for of_runs in percents.values()]
             ax.plot(list(percents), mean, color=color, marker=marker, markersize=2.5, linewidth=1.2, label=label)
-    ax.set(xlabel="width n", ylabel="accuracy (%)", ylim=(-3, 105))
+    ax.set(xlabel="width n", ylabel="accuracy at the last\nevaluation (%)", ylim=(-3, 105))
     label_widths(ax, cells["math"])
     ax.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=3).set_title("lines: mean of the runs; dots: single runs", {"size": 7})
     return figure
 
 
@@ -126,7 +132,7 @@ def plot_map(runs):
             if not cells:
                 draw_nothing(ax, "not run yet")
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[0, 0].set_ylabel("share of runs at the last\nevaluation (95% interval)")
+    axes[0, 0].set_ylabel("runs with all of it right at the\nlast evaluation (95% interval)")
     axes[1, 0].set_ylabel("lowest loss\n(nats per character)")
     artists = {label: artist for ax in axes[0] for artist, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists))
@@ -153,7 +159,8 @@ def plot_held_out(runs):
     ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(PROBLEMS)), [f"{problem} = {answer}" for problem, answer in PROBLEMS.items()])
     ax.set_yticks(range(len(cells)), [f"n{n} ({len(seeds)} run{'s' * (len(seeds) > 1)})" for n, seeds in cells.items()])
-    ax.set_title("Held-out problems at the last evaluation:\nshare of runs that are right, and the most frequent wrong answer, of equals one (?: no number)")
+    ax.set_title("Held-out problems at the last evaluation: share of runs that are right,\n"
+                 "and the most frequent wrong answer (one of them if several tie; ? is no number)")
     return figure
 
 

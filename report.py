@@ -43,9 +43,13 @@ def at_best(run):
     return all_right(run.results, "held_out", best_evaluation(run.results))
 
 
-def at_best_of_trained(run):
+def at_best_of_trained(run, latest=False):
     """All held-out samples right at the evaluation with the most trained ones right, which is chosen without a look at them."""
-    return all_right(run.results, "held_out", best_evaluation(run.results, "trained"))
+    return all_right(run.results, "held_out", best_evaluation(run.results, "trained", latest))
+
+
+def at_latest_best_of_trained(run):
+    return at_best_of_trained(run, latest=True)
 
 
 def all_capitals(run):
@@ -137,6 +141,12 @@ def number(value, digits=1):
     return f"{value:.{digits}f}".removesuffix("." + digits * "0")
 
 
+def mean_accuracy(runs, what):
+    """Mean accuracy of runs at their last evaluation, in percent; with digits enough not to read as 0 or 100 if it is not: 99.97."""
+    mean = np.mean([100 * np.divide(*right_and_total(run.results, what)) for run in runs])
+    return next(text for text in (number(mean, digits) for digits in range(1, 9)) if text not in ("0", "100") or mean in (0, 100))
+
+
 def spread(values, unit="", digits=1):
     """Median (first to third quartile), one number if they are the same."""
     low, median, high = (number(value, digits) for value in quartiles(values))
@@ -202,13 +212,14 @@ def extrapolates(runs, cells):
     return [
         f"as the paper counts, at the evaluation with the most right answers, {words_of(n14, at_best)} of the runs of n14 have all 40",
         f"held-out samples right: {rate_of(n14, at_best)}; {WD}, {words_of(decayed, at_best)}: {rate_of(decayed, at_best)}.",
-        "That is the best of 121 looks, and the held-out problems take part in the choice: at the evaluation with the most trained problems right",
-        f"{rate_of(n14, at_best_of_trained)} have all 40; {WD}, {rate_of(decayed, at_best_of_trained)}.",
+        "That is the best of 121 looks, and the held-out problems take part in the choice. At the evaluation with the most trained problems right",
+        f"{rate_of(n14, at_best_of_trained)} have all 40; {WD}, {rate_of(decayed, at_best_of_trained)}. Many evaluations are equal in that; at the latest",
+        f"of them, not the earliest, it is {rate_of(n14, at_latest_best_of_trained)} and {rate_of(decayed, at_latest_best_of_trained)}.",
         f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {words_of(decayed, generalizes)}: {rate_of(decayed, generalizes)}.",
         f"All 200 problems, the trained ones included, {rate_of(n14, everything)} have then; {WD}, {rate_of(decayed, everything)}.",
         f"They come and go: {rate_of(n14, once)} have all 40 at one of the 121 at least, {rate_of(n14, always_late)} at each of the 41 from iteration 20,000 on;",
         f"{WD}, {rate_of(decayed, once)} and {rate_of(decayed, always_late)}.",
-        f"At their best the paper's two runs have 40 of 40, ours with its seed {ours[0]}, and {ours[1]} {WD}.",
+        f"At their best evaluations the paper's two runs have 40 of 40; ours with the same seed: {ours[0]}, and {ours[1]} {WD}.",
     ]
 
 
@@ -218,11 +229,10 @@ def larger(runs, cells):
     every = with_and_without(cells, "math", "n28", "n56")
     between = {n: seeds for n, seeds in widths_of(runs, "math").items() if 14 < n < 28}
     change = [f"From n14 to n28 the share of runs that generalize changes by {compared(n28, n14, generalizes)}."] if n28 else []
-    fades = [f"n{n} {rate_of(seeds, generalizes)}, {number(mean_percent(seeds, 'held_out'))}% of the held-out samples, and all of them at the best evaluation "
-             f"in {sum(map(at_best, seeds))} of {len(seeds)}" for n, seeds in between.items()]
+    fades = [f"n{n} {rate_of(seeds, generalizes)}" for n, seeds in between.items()]
     return [
         f"of the runs of n28 and n56, {WD} and without, {rate_of(every, generalizes)} have all 40 at the last evaluation,",
-        f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.", *change, f"Between them, at the last: {'; '.join(fades)}." if fades else "",
+        f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.", *change, f"Of the widths between them do: {'; '.join(fades)}." if fades else "",
     ]
 
 
@@ -235,7 +245,7 @@ def memorize(cells):
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
         f"runs, {WD} and without, that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
-        f"At the last evaluation the runs of n28 have on average {number(mean_percent(large['n28'], 'facts'))}% of the capitals." if large["n28"] else "",
+        f"At the last evaluation the runs of n28 have on average {mean_accuracy(large['n28'], 'facts')}% of the capitals." if large["n28"] else "",
         f"The most that a run of n14 ever had is {100 * most:.0f}%.",
     ]
 
@@ -249,7 +259,7 @@ def together(cells):
     n14_alone = with_and_without(cells, "math", "n14")
     alone, large = (with_and_without(cells, task, "n28", "n56") for task in ("math", "both"))
     low, high = difference(*counts(large, alone, generalizes)) if alone and large else (0, 0)
-    learned = [f"{panel} {number(mean_percent(seeds, 'trained'))}%" for panel, seeds in every.items() if seeds]
+    learned = [f"{panel} {mean_accuracy(seeds, 'trained')}%" for panel, seeds in every.items() if seeds]
     return [
         f"of the runs, {WD} and without, {rate_of(pooled, generalizes)} have all 40 at the last evaluation; at the best one {rates_of(every, at_best)}.",
         f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
@@ -361,11 +371,6 @@ def late_percent(runs):
     return f"{100 * np.mean([right / total for right, total in (late_evaluations(run.results) for run in runs)]):.0f}%"
 
 
-def mean_percent(runs, what):
-    """Mean accuracy of runs at their last evaluation, in percent."""
-    return np.mean([100 * np.divide(*right_and_total(run.results, what)) for run in runs])
-
-
 def nearly_all(widths):
     """How many samples the runs of n14 and wider lack that do not have all trained problems at the end."""
     lacking = [np.diff(right_and_total(run.results, "trained"))[0] for n, seeds in widths.items() if n >= 14 for run in seeds if not trained(run)]
@@ -384,7 +389,7 @@ def capacity(runs):
              "capitals: all", "both: all trained problems", "both: all held-out ones", "both: all capitals"]]
     for n in sorted({n for cells in by_task.values() for n in cells}):
         math, facts, both = (cells.get(n, []) for cells in by_task.values())
-        means = [number(mean_percent(math, what)) if math else "–" for what in ("trained", "held_out")]
+        means = [mean_accuracy(math, what) if math else "–" for what in ("trained", "held_out")]
         counted = [(math, trained), (math, generalizes), (math, at_best), (facts, all_capitals),
                    (both, trained), (both, generalizes), (both, all_capitals)]
         shares = [f"{sum(map(holds, seeds))} of {len(seeds)}" if seeds else "–" for seeds, holds in counted]
@@ -395,8 +400,10 @@ def capacity(runs):
         "and below the runs' lowest losses on the text that they are trained on, median and quartiles.",
         "![The map of capacity](results/map.png)",
         *nearly_all(by_task["math"]),
-        "The accuracy at the end: the mean of a width's runs as a line, each run as a dot, darker where several are:",
-        "![Accuracy at the end of training against the width](results/accuracy.png)",
+        *([
+            "The accuracy at the end: the mean of a width's runs as a line, each run as a dot, darker where several are:",
+            "![Accuracy at the end of training against the width](results/accuracy.png)",
+        ] if len(by_task["math"]) > 1 else []),
         markdown("At the last evaluation: mean accuracy on arithmetic, and runs that have everything right", rows),
         "Which of the held-out problems fail, and how:",
         "![Held-out problems by width](results/held_out.png)",
@@ -420,6 +427,7 @@ def orders(runs):
     if paper:
         says.append(f"In the paper's order {rate_of(paper, generalizes)} do,")
         says.append(f"that is {compared(paper, every, generalizes)} against the other orders.")
+        says.append("(Interval and test take the runs as independent; those of other orders have few seeds and few texts in common.)")
     parts = ["## Does the order of the lines decide?", "\n".join(says)]
     if len(whole) > 1:
         parts += variances([[named[line, seed] for seed in seeds] for line in whole])
@@ -442,7 +450,7 @@ def variances(table):
     rows.append(["to be expected by chance alone", *(f"{100 * share:.0f}%" for share in by_chance)])
     return [
         markdown("How much of the variance each explains (p by permutation)", rows),
-        f"These runs show {', and '.join(verdicts)}. (Only a large effect would show in as few.)",
+        f"These runs show {', and '.join(verdicts)}. (With so few runs only a large effect would show.)",
     ]
 
 
@@ -543,25 +551,25 @@ def introduction(runs, unfinished):
     mlts = [every[name] for task in GRIDS.values() for suffix in ("", "_wd") if (name := f"{task}_mini_mlt{suffix}") in every]
     partly = sum(bool(how_far(run)) for run in mlts)
     complete = len(mlts) - partly
-    mlt = f"has {complete} of its six runs to the end and {partly} in part" if complete or partly else "needs a GPU and is not run yet"
+    mlt = f"has six runs, of which {complete} are complete and {partly} have begun" if complete or partly else "needs a GPU and is not run yet"
     made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
-    return f"""# Results: how often what the paper saw once comes about
+    return f"""# Results: how often the paper's findings come about again
 
 *Too Big to Think* (Barron and White, 2025, [arXiv:2506.09099](https://arxiv.org/abs/2506.09099)) trains tiny
 character-level GPTs of one layer and width 14, 28 and 56 (n14, n28, n56: 1.5, 5.3 and 19.9 thousand parameters on
 arithmetic; a fourth, the MLT of 10 million, {mlt}) on all sums and differences of two single
-digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without (the MLT with it, with
-and without dropout). It has one run for each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and held-out pairs, and {len(runs) - len(many)} with the
-paper's seed, 1337: its cells and its search for the smallest model. `python report.py` wrote this page from the tables
-in [results/](results), and a test fails if it does not agree with them; [study/experiments.py](study/experiments.py) says what their
-columns mean.
+digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with weight decay 0.1 and without (the MLT always with it, but
+with dropout and without). It has one run for each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and
+held-out pairs, and {len(runs) - len(many)} with the paper's seed, 1337: its cells and its search for the smallest model. `python report.py`
+wrote this page from the tables and the unfinished runs in [results/](results), and a test fails if it does not agree with them;
+[study/experiments.py](study/experiments.py) says what the tables' columns mean.
 
 - Each problem is asked ten times at a temperature of 0.01, so that the ten answers are nearly always the same: 40
   held-out samples right are four problems right.
 - A run **generalizes** if all 40 are right at its last evaluation, at iteration 30,000, whatever it has of the problems
-  that it was trained on. The paper counts the best
-  evaluation of 121, the one with the most right answers over all problems (a run can have all 40 at another); we give
-  both, and the share of the 41 evaluations from iteration 20,000 on that have all 40.
+  that it was trained on. The paper counts the best evaluation of 121: the one with the most right answers over all problems,
+  the earliest if several have as many. (A run can have all 40 at another.) We give both, and the share of the 41
+  evaluations from iteration 20,000 on that have all 40.
 - The held-out problems count among the additions and subtractions: a model that has all others right and these wrong
   has 98%.
 - A seed is of the initial weights, the batches and the sampling; the text is the paper's unless said otherwise. Seeds
@@ -570,14 +578,17 @@ columns mean.
 - `17 of 20 (85%, 64 to 95)` is a share with its 95% interval (Wilson); differences have Newcombe's.
 - Most runs were made by our own implementation of the update in C, the C step, which is tested against PyTorch's; whether it gives
   the same shares, {"[a section below](#does-the-step-matter)" if steps(runs) else "`experiments/steps.py`"} asks. {made}.
-- n14, n28 and n56 have no dropout. (The MLT has 0.2, and weight decay 0.1, in tables 2 to 4; in 5 to 7 it has weight decay alone.)
+- n14, n28 and n56 have no dropout. The MLT always has weight decay 0.1; in tables 2 to 4 it has dropout 0.2 too, in 5 to 7 none.
+- A number with `(at 1,250 of 30,000)` is of a run that has come to that iteration and not to its end: what it had at its best
+  evaluation so far.
 
-{summary(runs)}
+{summary(runs)}"""
 
-![Arithmetic: accuracy over iterations](results/seeds_math.png)
 
-(Medians and quartiles over the runs. The dashed line is the share of the runs that have all held-out samples right. Curves that stay
-at 98% lack the held-out problems alone.)"""
+SEEDS_MATH = """![Arithmetic: accuracy over iterations](results/seeds_math.png)
+
+(Medians and quartiles over the runs; for the held-out problems the mean, since with four of them a median would jump. The dashed line is the
+share of the runs that have all held-out samples right. Curves that stay at 98% lack the held-out problems alone.)"""
 
 
 AGAIN = """## Make it again
@@ -589,6 +600,7 @@ python run_experiment.py experiments/map.py
 python run_experiment.py experiments/orders.py
 python run_experiment.py experiments/pairs.py
 python run_experiment.py experiments/steps.py
+python run_experiment.py experiments/mlt.py    # needs a GPU
 python plot_experiment.py
 python report.py
 ```
@@ -602,10 +614,13 @@ def report(runs, unfinished, results="results"):
 
     results: where the tables and figures are, as seen from the page.
     """
-    drawn = {task for task, _, _ in (key for key, seeds in cells_of(runs).items() if seeds)}
+    drawn = {task for task, panel, _ in (key for key, seeds in cells_of(runs).items() if seeds) if panel in SMALL}  # by plot_experiment.py
     figures = [f"![{what}: accuracy over iterations](results/seeds_{task}.png)"
                for task, what in (("facts", "Capitals"), ("both", "Both")) if task in drawn]
-    parts = [introduction(runs, unfinished), claims(runs, unfinished), tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN]
+    parts = [
+        introduction(runs, unfinished), SEEDS_MATH if "math" in drawn else "", claims(runs, unfinished), tables(runs, unfinished), *figures,
+        capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN,
+    ]
     return "\n\n".join(part for part in parts if part).replace("](results", f"]({results}") + "\n"
 
 

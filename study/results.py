@@ -140,9 +140,10 @@ def how_far(run):
     return f"at {last:,} of {most:,}" if last < most else ""
 
 
-def best_evaluation(results, what="combined"):
-    """Index of the evaluation with the most right answers, the earliest of equals; what: those of right_and_total()."""
-    return int(np.argmax(right_and_total(results, what, slice(None))[0]))
+def best_evaluation(results, what="combined", latest=False):
+    """Index of the evaluation with the most right answers, the earliest (or latest) of equals; what: those of right_and_total()."""
+    right, _ = right_and_total(results, what, slice(None))
+    return int(np.flatnonzero(right == right.max())[-1 if latest else 0])
 
 
 def late_evaluations(results):

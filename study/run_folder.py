@@ -64,7 +64,7 @@ class RunFolder:
     def begin(self, model, tasks, device, resolved, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        resolved: what dataset and settings come to (chars, held_out, dtype, step, processes). seconds: wall
+        resolved: what dataset and settings come to (chars, held_out, data, dtype, step, processes). seconds: wall
         time from now on by what it is spent on, counted by the caller. rows: the evaluations so far, which
         a results.csv that was cut gets back. Returns what run.json says of the part before, {} if this is the first.
         """
@@ -98,7 +98,7 @@ class RunFolder:
         """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
         return {
             "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config), "config": vars(self.cfg),
-            **{key: self.resolved[key] for key in ("chars", "held_out", "dtype")},
+            **{key: self.resolved[key] for key in ("chars", "held_out", "data", "dtype")},
         }
 
     def save_evaluation(self, rows):

@@ -177,9 +177,13 @@ def run_config_file(path):
 
     names = {"__file__": str(path), "include": include}
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+        source = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         fail(f"config file {path} does not exist (settings are given as --key=value)")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read config file {path}: {getattr(error, 'strerror', 'it is not text')}")
+    try:
+        exec(compile(source, str(path), "exec"), names)
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)

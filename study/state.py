@@ -1,5 +1,6 @@
 """All that a run needs to go on exactly where it stopped, as one object."""
 
+import hashlib
 import os
 
 import torch
@@ -12,7 +13,7 @@ from study.run_folder import read_checkpoint, read_run_json
 from study.settings import fail
 from study.update import build
 
-# What may differ when a run is resumed: nothing here but another device changes the weights.
+# What may differ when a run is resumed: of these only another device changes the weights. (Of dtype, resume() compares what it comes to.)
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
                   "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
 
@@ -61,14 +62,15 @@ class TrainingState:
 def set_up(cfg, device, dtype, rank=0, world_size=1):
     """(TrainingState before the first update, splits of load_splits(), tasks, resolved) of settings of train_with_eval.py.
 
-    resolved: what dataset and dtype come to (chars, held_out, dtype), which a run that goes on must come to as well.
+    resolved: what dataset and dtype come to (chars, held_out, data, dtype), which a run that goes on must come to as well.
     """
     chars, meta = read_meta(cfg.dataset)
     splits = load_splits(cfg.dataset, cfg.block_size, device)
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    resolved = {"chars": chars, "held_out": meta["held_out"], "dtype": dtype}
+    data = hashlib.sha256(b"".join(splits[split].cpu().numpy().tobytes() for split in ("train", "val"))).hexdigest()
+    resolved = {"chars": chars, "held_out": meta["held_out"], "data": data, "dtype": dtype}
     return TrainingState(model, optimizer, scaler, batches, device), splits, tasks_spelled_by(chars, meta["held_out"]), resolved
 
 
@@ -112,7 +114,9 @@ def resume(state, cfg, resolved):
         fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
     require_same_settings(cfg, last["config"])
     for key, value in resolved.items():
-        if last[key] != value:
+        if key == "data" and last.get(key, value) != value:  # checkpoints of before have no digest of it
+            fail(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
+        if key != "data" and last[key] != value:
             fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
     try:
         state.load_state_dict(last)

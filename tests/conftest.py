@@ -6,6 +6,7 @@ compute do so on the CPU unless a test names another --device.
 """
 
 import contextlib
+import csv
 import gc
 import io
 import os
@@ -27,9 +28,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # of compiled steps and of fonts: n
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import torch  # noqa: E402, after the number of threads is set
 
 DATASETS = ("as_math", "facts_char", "both_math_and_facts")
 HAVE_A_DEVICE = ("train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
+rounds_as_published = pytest.mark.skipif(
+    "AVX" not in torch.backends.cpu.get_cpu_capability(), reason="PyTorch may round otherwise than where the results were made")
 # A training run of a few seconds that has all a long one has: evaluations, best and last checkpoints.
 SHORT = ("--max_iters=40", "--eval_interval=20", "--log_interval=10")
 PATIENCE = 1800  # seconds until a process is taken to hang: far beyond what any takes on a busy machine
@@ -144,6 +148,25 @@ def refused(result, *words, status=2):
     for word in words:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
     return True
+
+
+def rows_of(folder):
+    """The rows of a run's results.csv, {column: text}."""
+    with open(Path(folder) / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cells_of_row(text, first):
+    """The cells of the first row that begins with `first` in a text's Markdown tables."""
+    return next([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {first} |"))
+
+
+@pytest.fixture
+def close_figures():
+    import matplotlib.pyplot as plt  # not for the tests that draw nothing
+
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

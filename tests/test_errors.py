@@ -154,6 +154,8 @@ REFUSED = [
     (TRAIN, "unknown.py", write("unknown.py", b"n_embdd = 14\n"), ["unknown.py", "n_embdd", "n_embd"]),
     (TRAIN, "wrong.py", write("wrong.py", b"n_embd = 'wide'\n"), ["wrong.py", "n_embd", "whole number"]),
     (TRAIN, "bool.py", write("bool.py", b"n_embd = True\n"), ["bool.py", "n_embd", "whole number"]),
+    (TRAIN, "opens.py", write("opens.py", b"n_embd = int(open('nowhere.txt').read())\n"), ["opens.py", "line 1", "FileNotFoundError"]),
+    (TRAIN, "binary.py", write("binary.py", b"\xff\xfe"), ["binary.py", "not text"]),
     (TRAIN, "base.py", write("base.py", b"include('nowhere.py')\n"), ["nowhere.py", "does not exist"]),
 
     # Values that nothing can work with
@@ -264,6 +266,7 @@ REFUSED = [
     (TRAIN, f"{RESUME} --dtype=bfloat16", None, ["dtype", "float32", "bfloat16"]),
     (TRAIN, RESUME, prepare_anew(arithmetic_text(held_out="3,4"), "3,4"), ["held_out", "5,7", "3,4"]),
     (TRAIN, RESUME, prepare_anew(arithmetic_text() + "!", "5,7"), ["chars", "!"]),
+    (TRAIN, RESUME, prepare_anew(arithmetic_text(line_seed=3), "5,7"), ["data/as_math", "another text", "prepare it as it was"]),
     (TRAIN, RESUME, only_best_as_last, ["ckpt_last.pt", "--overwrite=True"]),
     (TRAIN, RESUME, cut("run/ckpt_last.pt", 5000), ["ckpt_last.pt", "damaged"]),
     (TRAIN, RESUME, write("run/ckpt_last.pt", b""), ["ckpt_last.pt", "damaged"]),

@@ -182,16 +182,25 @@ def machines():
 DIGESTS = {(14, 1, 17, 9): "179ef9bf52f46d7c", (28, 2, 66, 24): "042eb8758b94b8dc"}  # width, MLP expansion, vocabulary, block
 
 
+def printed_by(source, size, program, compiler, runner=()):
+    """What a C program of the tests prints, compiled with the step for a size: width, MLP expansion, vocabulary, block."""
+    c, m, v, t = size
+    flags = [flag for flag in fast_step.FLAGS if flag not in ("-shared", "-fPIC")]
+    constants = [f"-DC={c}", f"-DH={m * c}", f"-DV={v}", f"-DT={t}", "-Dreal=float"]
+    subprocess.run([*compiler, *flags, *constants, f"-I{ROOT / 'study'}", ROOT / "tests" / source, "-o", program, "-lm"], check=True)
+    return subprocess.run([*runner, program], check=True, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize("compiler, runner", [pytest.param(c, r, id=name) for name, c, r in machines()])
 def test_the_same_bytes_come_out_of_every_compiler_and_processor(tmp_path, compiler, runner):
-    flags = [flag for flag in fast_step.FLAGS if flag not in ("-shared", "-fPIC")]
-    for (c, m, v, t), digest in DIGESTS.items():
-        program = tmp_path / f"digest_{c}"
-        constants = [f"-DC={c}", f"-DH={m * c}", f"-DV={v}", f"-DT={t}", "-Dreal=float"]
-        source = ROOT / "tests" / "fast_step_digest.c"
-        subprocess.run([*compiler, *flags, *constants, f"-I{ROOT / 'study'}", source, "-o", program, "-lm"], check=True)
-        printed = subprocess.run([*runner, program], check=True, capture_output=True, text=True).stdout
-        assert printed.strip() == digest
+    for size, digest in DIGESTS.items():
+        assert printed_by("fast_step_digest.c", size, tmp_path / "program", compiler, runner).strip() == digest
+
+
+@needs_a_compiler
+def test_the_steps_own_exp_and_erf_are_as_near_as_they_are_said_to_be(tmp_path):
+    of_exp, below, of_erf = map(float, printed_by("fast_step_numbers.c", (14, 1, 17, 9), tmp_path / "program", fast_step.find_compiler()).split())
+    assert of_exp < 2 and below == 0 and of_erf < 6e-7
 
 
 @needs_a_compiler

@@ -321,6 +321,5 @@ def test_generate_is_nanogpts_loop(top_k):
         logits = next_logits(model, idx) / 0.7
         if top_k is not None:
             logits[logits < logits.topk(min(top_k, 17)).values[:, -1:]] = -math.inf
-        drawn = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)
-        idx = torch.cat([idx, logits.argmax(dim=1, keepdim=True) if top_k == 1 else drawn], dim=1)
+        idx = torch.cat([idx, torch.multinomial(logits.softmax(dim=1), 1, generator=generator)], dim=1)
     assert torch.equal(model.generate(start, 10, temperature=0.7, top_k=top_k, generator=seeded(7)), idx)

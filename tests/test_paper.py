@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHORT
+from conftest import ROOT, SHORT, cells_of_row, rounds_as_published, rows_of
 
+from study import fast_step
 from study.results import best_evaluation, how_far, read_runs
 from study.tables import table
 
@@ -18,11 +19,6 @@ COLUMNS = "iter,add_correct,add_total,sub_correct,sub_total,facts_correct,facts_
 def write_results(folder, rows):
     folder.mkdir(parents=True)
     (folder / "results.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
-
-
-def cells(table, first):
-    [row] = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
-    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_a_run_says_how_it_was_made(call, in_tmp):
@@ -49,16 +45,16 @@ def test_a_cell_holds_the_papers_number_and_that_of_our_best_evaluation(tmp_path
     ])
     text = table("math", {"n14": "math_mini_14", "MLT": "math_mini_mlt"}, read_runs(tmp_path), "")
     assert text.startswith("**Table 2.")
-    assert cells(text, "n14") == [
+    assert cells_of_row(text, "n14") == [
         "n14", "1.46k / 1,456", "100.0% / 99.0%", "100.0% / 100.0%", "40/40 / 40/40", "19,750", "1 of 3 (33%)"]
-    assert cells(text, "MLT") == ["MLT", "10.63M / 10,628,352", *["98% / not run yet"] * 2, "0/40 / not run yet", *["not run yet"] * 2]
+    assert cells_of_row(text, "MLT") == ["MLT", "10.63M / 10,628,352", *["98% / not run yet"] * 2, "0/40 / not run yet", *["not run yet"] * 2]
 
 
 def test_the_joint_table_has_the_combined_score(tmp_path):
     write_results(tmp_path / "both_mini_14_wd", ["0,600,1000,500,1000,100,500,2.8,10,40"])
     text = table("combined", {"n14": "both_mini_14_wd"}, read_runs(tmp_path), "_wd")
     assert text.startswith("**Table 7.")
-    assert cells(text, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
+    assert cells_of_row(text, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
 
 
 def test_a_table_names_the_pairs_that_its_runs_hold_out_and_the_machines_that_made_them(tmp_path):
@@ -72,9 +68,9 @@ def test_a_table_names_the_pairs_that_its_runs_hold_out_and_the_machines_that_ma
     (folders["n14"] / "run.json").write_text(json.dumps(made | {"earlier_parts": [stepped]}))
     (folders["n28"] / "run.json").write_text(json.dumps(stepped))
     text = table("math", {panel: folder.name for panel, folder in folders.items()}, read_runs(tmp_path), "")
-    assert cells(text, "model")[4] == "(3,4;1,8 and 5,7)"
-    assert cells(text, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
-    assert cells(text, "n28")[4] == "0/40 / 80/80" and cells(text, "n28")[-1] == "1 of 1 (100%)"
+    assert cells_of_row(text, "model")[4] == "(3,4;1,8 and 5,7)"
+    assert cells_of_row(text, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
+    assert cells_of_row(text, "n28")[4] == "0/40 / 80/80" and cells_of_row(text, "n28")[-1] == "1 of 1 (100%)"
     assert text.splitlines()[-1] == (
         "Made on: math_mini_14, math_mini_28: Some CPU, 2 threads, float32, torch 9.9, C step (cc, AVX2); "
         "math_mini_14: Some CPU, 1 thread, float32, torch 9.9.")
@@ -87,11 +83,19 @@ def test_the_tables_of_the_published_runs_are_printed(call, suffix, titles):
     assert re.findall(r"^\*\*([A-Z]\w+ [0-9.]*[0-9])", result.stdout, re.MULTILINE) == titles
     runs = read_runs(RESULTS)
     info = runs[f"math_mini_14{suffix}"].info
-    row = cells(result.stdout.split("\n\n**")[0], "n14")
+    row = cells_of_row(result.stdout.split("\n\n**")[0], "n14")
     assert row[2:5] == [f"100.0% / {int(info['best_add']) / 10}%", f"100.0% / {int(info['best_sub']) / 10}%", f"40/40 / {info['best_held_out']}/40"]
     missing = {f"{task}_mini_mlt{suffix}" for task in ("math", "facts", "both")} - runs.keys()
     assert set(re.findall(r"^not run yet: (\w+)", result.stderr, re.MULTILINE)) == missing
     assert all(how_far(runs[name]) in result.stdout for name in runs if name.endswith(f"_mini_mlt{suffix}"))
+
+
+@rounds_as_published
+@pytest.mark.skipif(fast_step.find_compiler() is None, reason="the published runs were made by the C step, which needs a compiler")
+@pytest.mark.parametrize("name", ["math_mini_14", "both_mini_28_wd"])
+def test_a_new_run_begins_with_the_published_evaluations(call, in_tmp, name):
+    assert call("train_with_eval.py", ROOT / "config" / f"train_{name}.py", "--max_iters=500").returncode == 0
+    assert rows_of(name) == [{column: row[column] for column in rows_of(name)[0]} for row in read_runs(RESULTS)[name].rows[:3]]
 
 
 def test_a_published_model_is_sampled_and_scored_without_training(call, tmp_path, project):

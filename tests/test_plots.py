@@ -12,6 +12,8 @@ import plot_all_models
 import plot_results
 from study.results import find_runs, read_run
 
+pytestmark = pytest.mark.usefixtures("close_figures")
+
 # The columns of the published runs: no held_out_*, no combined_acc.
 HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
 MATH = [(0, 0, 0), (250, 455, 91), (500, 910, 910), (750, 910, 900), (1000, 910, 910)]  # iter, add, sub of 910
@@ -29,12 +31,6 @@ def write_results(folder, rows):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def curves(ax):

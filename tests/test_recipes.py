@@ -1,13 +1,13 @@
-"""What the README says one has to do to add a model size, a dataset or a task is enough."""
+"""The README: its commands print what it shows, and what it says one has to do to add a model size, a dataset or a task is enough."""
 
 import ast
-import csv
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SHORT, copy_project
+from conftest import ROOT, SHORT, copy_project, rounds_as_published, rows_of
 
 README = (ROOT / "README.md").read_text()
 
@@ -31,9 +31,18 @@ def add(path, after, text):
     path.write_text(source.replace(after, after + text))
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+@rounds_as_published
+def test_commands_on_data_and_published_models_print_what_the_readme_shows(mine):
+    (mine / "results").symlink_to(ROOT / "results")
+    (mine / "math_mini_14").symlink_to(ROOT / "results" / "paper" / "math_mini_14")  # the demo makes it
+    blocks = [block.splitlines() for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)]
+    shown = [(commands, output) for commands, output in zip(blocks, blocks[1:])
+             if all(re.match(r"python (data/\w+/prepare\.py$|eval_\w+\.py|sample\.py)", command) for command in commands)]
+    assert len(shown) == 6
+    for commands, output in shown:
+        done = [subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=mine, capture_output=True, text=True) for command in commands]
+        printed = [line.rstrip() for each in done for line in (each.stderr + each.stdout).splitlines()]
+        assert [line for line in output if line != "..." and line not in printed] == []
 
 
 def test_a_model_size_is_a_config_and_a_panel(mine):
@@ -88,7 +97,7 @@ def test_a_task_is_its_problems_its_text_two_columns_and_a_colour(mine):
     assert f"products: {len(text)} characters" in run(mine, "data/products/prepare.py")
     out = run(mine, "train_with_eval.py", *SHORT, "--dataset=products", "--out_dir=products", "--device=cpu")
     assert "tasks multiplication" in out and re.search(r", mul \d+\.\d%", out)
-    row = rows(mine / "products/results.csv")[-1]
+    row = rows_of(mine / "products")[-1]
     assert (row["mul_total"], row["add_total"], row["facts_total"]) == ("1000", "0", "0")
     assert row["combined_acc"] == str(int(row["mul_correct"]) / 1000)
     run(mine, "plot_results.py", "--model_folder=products")
@@ -96,6 +105,6 @@ def test_a_task_is_its_problems_its_text_two_columns_and_a_colour(mine):
     assert run(mine, "-c", drawn).strip() == "['multiplication']"
     # The other tasks are as they were, and so are the runs that know nothing of multiplication.
     out = run(mine, "train_with_eval.py", *SHORT, "--out_dir=math_mini_14", "--device=cpu")
-    assert "tasks math" in out and rows(mine / "math_mini_14/results.csv")[-1]["mul_total"] == "0"
+    assert "tasks math" in out and rows_of(mine / "math_mini_14")[-1]["mul_total"] == "0"
     published = run(mine, "tabulate_all_models.py", f"--root_dir={ROOT / 'results'}")
     assert published == run(ROOT, "tabulate_all_models.py", f"--root_dir={ROOT / 'results'}")

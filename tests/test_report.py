@@ -5,12 +5,14 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, cells_of_row
 
 import plot_experiment
 import report
-from study.results import NEEDED, Run, columns, read_runs
+from study.experiments import write_tables
+from study.results import NEEDED, Run, columns, published_runs, read_runs
 
+pytestmark = pytest.mark.usefixtures("close_figures")
 RESULTS = ROOT / "results"
 SAID = {20: "5+7=12 7+5=12 5-7=-1 7-5=1", 40: "5+7=12 7+5=12 5-7=-2 7-5=2", 30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
 
@@ -45,29 +47,19 @@ RUNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-def row_of(text, first):
-    return next([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {first} |"))
-
-
 def test_a_cell_has_the_papers_number_ours_and_that_of_the_seeds():
-    cells = row_of(report.paper_table(RUNS, {}, "math", "math", ""), "n14")
+    cells = cells_of_row(report.paper_table(RUNS, {}, "math", "math", ""), "n14")
     assert cells == ["n14", "3", "100 / 100 / 100", "100 / 100 / 100", "40 / 40 / 40", "3 of 3 (100%, 44 to 100)", "1 of 3 (33%, 6 to 79)", "67%"]
-    assert row_of(report.paper_table(RUNS, {}, "math", "math", ""), "n56")[1:3] == ["0", "98 / – / –"]
+    assert cells_of_row(report.paper_table(RUNS, {}, "math", "math", ""), "n56")[1:3] == ["0", "98 / – / –"]
 
 
 def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
     part = a_run((0, 0, 0, None, 0, 2.8), (6000, 980, 970, None, 0, 0.6))
     text = report.report(RUNS, {"math_mini_mlt": part, "math_mini_28": WHOLE, "math_mini_14_seed_3": part})
-    assert row_of(text, "MLT")[1:4] == ["0", "98 / 98 (at 6,000 of 30,000) / –", "98 / 97 (at 6,000 of 30,000) / –"]
-    assert row_of(text, "n28")[1:3] == ["1", "98 / 100 / 98"]
+    assert cells_of_row(text, "MLT")[1:4] == ["0", "98 / 98 (at 6,000 of 30,000) / –", "98 / 97 (at 6,000 of 30,000) / –"]
+    assert cells_of_row(text, "n28")[1:3] == ["1", "98 / 100 / 98"]
     assert "Held-out samples that the MLT has right at its best evaluation, with the paper's seed: 0 of 40 with dropout (at 6,000 of 30,000)." in text
-    assert "has 0 of its six runs to the end and 1 in part" in text and "3 of 3 (100%, 44 to 100)" in text
+    assert "has six runs, of which 0 are complete and 1 have begun" in text and "3 of 3 (100%, 44 to 100)" in text
 
 
 def test_the_tables_come_before_a_folder_of_the_same_run(tmp_path):
@@ -88,12 +80,13 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
     for sentence in (
         "all of the runs of n14 have all 40 held-out samples right: 3 of 3 (100%, 44 to 100); with weight decay 0.1, all: 1 of 1",
         "At the last evaluation some have: 1 of 3 (33%, 6 to 79); with weight decay 0.1, all: 1 of 1",
-        "At their best the paper's two runs have 40 of 40, ours with its seed 40, and not run yet with weight decay 0.1.",
-        "at the evaluation with the most trained problems right 3 of 3 (100%, 44 to 100) have all 40; with weight decay 0.1, 1 of 1 (100%, 21 to 100).",
+        "At their best evaluations the paper's two runs have 40 of 40; ours with the same seed: 40, and not run yet with weight decay 0.1.",
+        "At the evaluation with the most trained problems right\n3 of 3 (100%, 44 to 100) have all 40; with weight decay 0.1, 1 of 1 (100%, 21 to 100). "
+        "Many evaluations are equal in that; at the latest of them, not the earliest, it is 1 of 3 (33%, 6 to 79) and 1 of 1".replace("\n", " "),
         "They come and go: 3 of 3 (100%, 44 to 100) have all 40 at one of the 121 at least, 1 of 3 (33%, 6 to 79) at each of the 41 from iteration 20,000 on;",
         "of the runs of n28 and n56, with weight decay 0.1 and without, 0 of 1 (0%, 0 to 79) have all 40 at the last evaluation, 0 of 1 (0%, 0 to 79) at the best one and",
         "From n14 to n28 the share of runs that generalize changes by -33 points (-79 to +51; Fisher's exact test p = 1). "
-        "Between them, at the last: n20 0 of 1 (0%, 0 to 79), 0% of the held-out samples, and all of them at the best evaluation in 0 of 1.",
+        "Of the widths between them do: n20 0 of 1 (0%, 0 to 79).",
         "changes by +0 points (-79 to +56; Fisher's exact test p = 1) at the best evaluation, by +67 points",
         "n13 has been seen to, if one evaluation of its 121 is enough. Runs that have all 200 problems right",
         "n13 1 of 1 (100%, 21 to 100); n14 3 of 3 (100%, 44 to 100). With the paper's seed, of n1 to n14: n14. "
@@ -109,14 +102,14 @@ def test_each_claim_of_the_paper_is_answered_with_rates():
         "These runs show no effect of the order on whether a run generalizes, and no effect of the order on how",
     ):
         assert sentence in text
-    assert row_of(text, "whether a run generalizes")[1].startswith("100% (p = ")
-    assert row_of(text, "1,3")[1].startswith("0 of 1") and row_of(text, "5,7 (the paper's)")[1].startswith("1 of 3")
-    assert row_of(text, "C step, float32")[1:3] == ["1 of 2 (50%, 9 to 91)", "+50 points (-27 to +91; Fisher's exact test p = 1)"]
-    assert row_of(text, "C step, float32")[5:] == ["75%", "0.750 (0.725 to 0.775)"]  # of seeds 1 and 2, which all have
-    assert row_of(text, "PyTorch, bfloat16")[1].startswith("0 of 2") and row_of(text, "PyTorch, float32")[2] == "–"
+    assert cells_of_row(text, "whether a run generalizes")[1].startswith("100% (p = ")
+    assert cells_of_row(text, "1,3")[1].startswith("0 of 1") and cells_of_row(text, "5,7 (the paper's)")[1].startswith("1 of 3")
+    assert cells_of_row(text, "C step, float32")[1:3] == ["1 of 2 (50%, 9 to 91)", "+50 points (-27 to +91; Fisher's exact test p = 1)"]
+    assert cells_of_row(text, "C step, float32")[5:] == ["75%", "0.750 (0.725 to 0.775)"]  # of seeds 1 and 2, which all have
+    assert cells_of_row(text, "PyTorch, bfloat16")[1].startswith("0 of 2") and cells_of_row(text, "PyTorch, float32")[2] == "–"
     assert "Each interval of the differences holds 0" in text
     assert "agree on whether a seed generalizes for\n1 of the 2; by chance it would be 1.0." in text and "[a section below](#does-the-step-matter) asks" in text
-    assert row_of(text, "14")[1:7] == ["100", "83.3", "3 of 3", "1 of 3", "3 of 3", "–"]
+    assert cells_of_row(text, "14")[1:7] == ["100", "83.3", "3 of 3", "1 of 3", "3 of 3", "–"]
     assert "From n14 on" not in text and "the 1 runs that do not have all trained problems at the end lack 10 of 1,960 samples at the median, 10 at most" in (
         report.capacity(RUNS | {"math_mini_20_seed_1": a_run((30000, 980, 990, None, 20, 0.7))}))
 
@@ -152,12 +145,15 @@ def test_a_report_of_one_cell_alone_says_what_is_not_run():
     text = report.report({"math_mini_14_seed_1": PASSING, "math_mini_14_line_seed_1_seed_1": WHOLE}, {})
     assert text.count("Here: no seeds yet.") == 3 and "the widths below 14 are not run yet" in text
     assert "beyond single digits (section 5.1).** Here: not run yet." in text
-    assert "ours with its seed not run yet" in text and "Between them" not in text
+    assert "ours with the same seed: not run yet, and" in text and "Of the widths between them" not in text
 
 
 def test_a_share_that_is_neither_none_nor_all_does_not_read_so():
     assert report.rate(1, 200) == "1 of 200 (0.5%, 0 to 3)" and report.rate(199, 200) == "199 of 200 (99.5%, 97 to 100)"
     assert report.rate(0, 200) == "0 of 200 (0%, 0 to 2)" and report.rate(200, 200) == "200 of 200 (100%, 98 to 100)"
+    assert report.mean_accuracy([MEMORY] * 3, "trained") == "100" and report.mean_accuracy([MEMORY] * 3, "held_out") == "0"
+    nearly = a_run((30000, 980, 979, None, 0, 0.5))
+    assert report.mean_accuracy([MEMORY] * 9 + [nearly], "trained") == "99.99"
     assert report.compared([MEMORY] * 60, [WHOLE] + [MEMORY] * 199, report.generalizes).startswith("-0.5 points (-3 to ")
 
 
@@ -200,14 +196,25 @@ def test_a_report_of_another_folder_links_to_the_figures_there(call, in_tmp, pub
     assert (in_tmp / "RESULTS_again.md").read_text() == expected and "(again/map.png)" in expected
 
 
+@pytest.mark.parametrize("picked", [r"facts_mini_14_seed_[12]", r"math_mini_14_held_out_2-[56]_seed_1", r"math_mini_14_seed_[12]", r"both_mini_16_seed_1"])
+def test_a_report_of_some_runs_links_to_figures_that_are_drawn(call, in_tmp, picked):
+    runs = {name: run for name, run in published_runs(RESULTS).items() if re.fullmatch(picked, name)}
+    (in_tmp / "some" / "mine").mkdir(parents=True)
+    write_tables(in_tmp / "some" / "mine", runs)
+    assert call("plot_experiment.py", "--root_dir=some").returncode == 0
+    assert call("report.py", "--root_dir=some", "--path=some.md").returncode == 0
+    linked = re.findall(r"\]\((some/.*?\.png)\)", (in_tmp / "some.md").read_text())
+    assert all((in_tmp / figure).exists() for figure in linked), linked
+
+
 def test_the_seeds_are_drawn_as_median_and_quartiles_over_single_runs():
     figure = plot_experiment.plot_seeds("math", RUNS)
     n14, n28, n56 = figure.axes[:3]
     assert [ax.get_title() for ax in (n14, n28, n56)] == ["n14, no weight decay: 3 runs", "n28, no weight decay: 1 run", "n56, no weight decay: 0 runs"]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in n14.get_lines() if not line.get_label().startswith("_")}
-    assert drawn == {"addition": [0, 100, 100], "subtraction": [0, 100, 99], "held out": [0, 100, 75],
+    assert drawn == {"addition": [0, 100, 100], "subtraction": [0, 100, 99], "held out": pytest.approx([0, 100, 250 / 3]),
                      "share of runs with all held out right": pytest.approx([0, 100, 100 / 3])}
-    assert len(n14.get_lines()) == 3 * (3 + 1) + 1 and len(n14.collections) == 3  # single runs and the median; the bands
+    assert len(n14.get_lines()) == 2 * (3 + 1) + 2 and len(n14.collections) == 2  # single runs and the median, the mean, the share; the bands
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "addition", "subtraction", "held out", "share of runs with all held out right"]
     assert "not run yet" in n56.texts[0].get_text()
@@ -248,11 +255,12 @@ def test_what_there_are_no_runs_for_is_not_drawn(call, in_tmp):
     assert result.returncode == 2 and "experiments/seeds.py" in result.stderr
 
 
-def test_the_published_figures_are_drawn_anew_by_one_command(call, published):
-    result = call("plot_experiment.py")
-    assert result.returncode == 0, result.stderr
+def test_the_published_figures_are_drawn_anew_by_their_commands(call, published):
+    for command in (["plot_experiment.py"], ["plot_all_models.py", "--root_dir=results"], ["plot_all_models.py", "--root_dir=results", "--suffix=_wd"]):
+        assert call(*command).returncode == 0
     drawn = {path.name: plt.imread(path) for path in published.glob("*.png")}
-    assert drawn.keys() == set(re.findall(r"results/(\w+\.png)", (ROOT / "RESULTS.md").read_text()))
+    assert drawn.keys() == {path.name for path in RESULTS.glob("*.png")}
+    assert {name for name in drawn if not name.startswith("grid")} == set(re.findall(r"results/(\w+\.png)", (ROOT / "RESULTS.md").read_text()))
     for name, image in drawn.items():
         ours = plt.imread(RESULTS / name)
         assert ours.shape == image.shape and np.mean(np.abs(ours - image).max(axis=2) > 0.2) < 1e-3, f"{name} is not what the tables give"

@@ -1,7 +1,6 @@
 """A member of a stack is the single run of its settings, whatever the other members are."""
 
 import contextlib
-import csv
 import os
 import signal
 import types
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rows_of
 
 import run_experiment
 from study import stack, update
@@ -83,11 +83,6 @@ def test_a_member_in_bfloat16_has_the_gradient_of_its_single_run_up_to_that_prec
             assert least <= (gradient(state) - gradient(alone)).norm() / gradient(alone).norm() < most
 
 
-def rows(folder):
-    with open(folder / "results.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def make_stack(root, seeds, resume=False, asked=(), ends=None, **settings):
     runs = named(grid(config="math_mini_14", seed=seeds))
     cfgs = [types.SimpleNamespace(**config_of(run) | SHORT | {"out_dir": str(root / name), "init_from": "resume" if resume else "scratch"} | settings)
@@ -106,7 +101,7 @@ def test_a_stack_fills_the_folders_of_its_runs_as_single_runs_do(project, in_tmp
         assert call("train_with_eval.py", project / "config/train_math_mini_14.py", *settings, f"--seed={seed}", "--out_dir=alone", "--overwrite").returncode == 0
         folder = in_tmp / f"math_mini_14_seed_{seed}"
         assert {path.name for path in folder.iterdir()} == {path.name for path in (in_tmp / "alone").iterdir()}
-        ours, theirs = rows(folder), rows(in_tmp / "alone")
+        ours, theirs = rows_of(folder), rows_of(in_tmp / "alone")
         assert [row["iter"] for row in ours] == [row["iter"] for row in theirs] == ["0", "20", "40"]
         assert ours[0] == theirs[0]  # the same initial weights, scored alike
         assert [float(row["val_loss"]) for row in ours] == pytest.approx([float(row["val_loss"]) for row in theirs], abs=1e-4)
@@ -129,7 +124,7 @@ def test_a_stack_that_is_stopped_goes_on_as_if_it_had_not_been(project, in_tmp, 
     alone = call("train_with_eval.py", project / "config/train_math_mini_14.py", *settings, "--seed=2", f"--out_dir={in_tmp}/cut/math_mini_14_seed_2",
                  "--max_iters=60", "--init_from=resume")
     assert alone.returncode == 0 and "this run was made by PyTorch, a stack of 2 until here" in alone.stderr, alone.stderr
-    assert [row["iter"] for row in rows(in_tmp / "cut/math_mini_14_seed_2")] == ["0", "20", "40", "60"]
+    assert [row["iter"] for row in rows_of(in_tmp / "cut/math_mini_14_seed_2")] == ["0", "20", "40", "60"]
 
 
 def test_a_member_that_cannot_go_on_with_the_others_is_left_and_they_end(project, in_tmp, capfd):
@@ -152,10 +147,10 @@ def test_a_member_that_cannot_go_on_with_the_others_is_left_and_they_end(project
     assert "math_mini_14_seed_2 at iteration 20 are not finite; it is left" in err
     assert "loss and weights at iteration 20 are not finite" in err and "math_mini_14_seed_6/ckpt_last.pt is damaged" in err
     assert [path.read_bytes() for path in left] == before
-    assert [row["iter"] for row in rows(in_tmp / "math_mini_14_seed_3")] == ["0", "20", "40"]
+    assert [row["iter"] for row in rows_of(in_tmp / "math_mini_14_seed_3")] == ["0", "20", "40"]
     make_stack(in_tmp / "whole", [1, 3])
     for name in ("math_mini_14_seed_1", "math_mini_14_seed_3"):  # not touched by what the others are
-        ours, theirs = ([float(row["val_loss"]) for row in rows(root / name)] for root in (in_tmp, in_tmp / "whole"))
+        ours, theirs = ([float(row["val_loss"]) for row in rows_of(root / name)] for root in (in_tmp, in_tmp / "whole"))
         assert ours == pytest.approx(theirs, abs=1e-6)
 
 

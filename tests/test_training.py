@@ -1,6 +1,5 @@
 """Training is exact: the schedule, the same bytes twice, undisturbed by evaluations, stops, kills and full disks."""
 
-import csv
 import fcntl
 import json
 import os
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PATIENCE, SHORT, refused
+from conftest import PATIENCE, SHORT, refused, rows_of
 
 import train_with_eval
 from study.batches import Batches, load_splits
@@ -48,11 +47,6 @@ def same_run(first, second):
     assert names == {path.name for path in Path(second).glob("*.pt")} and "ckpt_last.pt" in names
     assert Path(first, "results.csv").read_bytes() == Path(second, "results.csv").read_bytes()
     return all(same_weights(f"{first}/{name}", f"{second}/{name}") for name in names)
-
-
-def rows_of(folder):
-    with open(Path(folder) / "results.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("it, lr", [
