@@ -47,13 +47,13 @@ def seconds_of(device, function):
     return clock() - start
 
 
-def timed(device, repeats, *functions):
+def time_in_turns(device, repeats, *functions):
     """A list of seconds for each function, called in turn, `repeats` times after once to warm up."""
     rounds = [[seconds_of(device, function) for function in functions] for _ in range(repeats + 1)]
     return [list(seconds) for seconds in zip(*rounds[1:])]
 
 
-def spread(seconds, digits=2):
+def with_range(seconds, digits=2):
     """"median (lowest to highest)" in milliseconds."""
     low, middle, high = (1000 * f(seconds) for f in (min, statistics.median, max))
     return f"{middle:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
@@ -78,7 +78,7 @@ def matrix_rate(device, dtype, size):
         for _ in range(products):
             a @ b
 
-    [seconds] = timed(device, 10, multiply)
+    [seconds] = time_in_turns(device, 10, multiply)
     return 2 * products * size**3 / min(seconds)
 
 
@@ -86,7 +86,7 @@ def memory_rate(device):
     """Bytes a second that a copy of 256 MB reads and writes, the best of several."""
     a = torch.zeros(1 << 26, device=device)
     b = torch.ones_like(a)
-    [seconds] = timed(device, 5, lambda: a.copy_(b))
+    [seconds] = time_in_turns(device, 5, lambda: a.copy_(b))
     return 2 * a.nbytes / min(seconds)
 
 
@@ -131,7 +131,7 @@ def achieved(flops, seconds, rate):
     return f"{flops / seconds / 1e9:,.1f} GFLOP/s, {100 * flops / seconds / rate:.1f}% of the matrix rate"
 
 
-def report(title, lines):
+def print_table(title, lines):
     print(f"\n{title}")
     for name, value in lines:
         print(f"  {name:34} {value}")
@@ -169,10 +169,10 @@ if __name__ == "__main__":
     measured = [iterations]
     if cfg.plain:
         measured.append(lambda: plain_train(plain_model, plain_optimizer, cfg, autocast, device, few))
-    steps, *plain_steps = timed(device, cfg.blocks, *measured)
+    steps, *plain_steps = time_in_turns(device, cfg.blocks, *measured)
     steps = [seconds / cfg.block_iters for seconds in steps]
-    [evaluations] = timed(device, cfg.evals, evaluation)
-    best, last = timed(device, 5, lambda: save(model.state_dict), lambda: save(state.state_dict))
+    [evaluations] = time_in_turns(device, cfg.evals, evaluation)
+    best, last = time_in_turns(device, 5, lambda: save(model.state_dict), lambda: save(state.state_dict))
     device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     rate, bandwidth = matrix_rate(device, dtype, cfg.matrix_size), memory_rate(device)
@@ -187,14 +187,14 @@ if __name__ == "__main__":
     count = math.ceil(cfg.max_iters / cfg.eval_interval) + 1
     whole = cfg.max_iters * step + count * (evaluated + statistics.median(best))
     lines = [
-        ("one update", spread(steps, 3)),
+        ("one update", with_range(steps, 3)),
         ("  tokens a second", f"{tokens / step:,.0f}"),
         ("  achieved", achieved(flops, step, rate)),
         ("  roofline of the plain loop", f"{1000 * roofline:.3f} ms"),
-        ("one evaluation", spread(evaluations, 1)),
+        ("one evaluation", with_range(evaluations, 1)),
         ("  achieved", achieved(counter.get_total_flops(), evaluated, rate)),
-        ("one best checkpoint", spread(best, 1)),
-        ("ckpt_last.pt, with the optimizer", spread(last, 1)),
+        ("one best checkpoint", with_range(best, 1)),
+        ("ckpt_last.pt, with the optimizer", with_range(last, 1)),
         (f"whole run ({cfg.max_iters:,} iterations)",
          f"{whole:.0f} s with {count} evaluations, {100 * cfg.max_iters * step / whole:.1f}% of it training"),
         ("peak memory of the process", f"{memory:.0f} MB" + ", the plain loop's included" * cfg.plain),
@@ -202,15 +202,15 @@ if __name__ == "__main__":
     ]
     if device.type == "cuda":
         lines.append(("peak memory of the device", f"{device_memory / 1e6:.0f} MB" + ", the plain loop's included" * cfg.plain))
-    report("this version", lines)
+    print_table("this version", lines)
 
     if cfg.plain:
         plain_steps = [seconds / few for seconds in plain_steps[0]]
         ratios = [theirs / ours for theirs, ours in zip(plain_steps, steps)]
         plain_eval = seconds_of(device, lambda: plain_evaluation(plain_model, splits, chars, tasks, cfg, autocast))
         plain_whole = cfg.max_iters * statistics.median(plain_steps) + count * plain_eval
-        report("plain loop", [
-            ("one update", f"{spread(plain_steps)}, {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f})"),
+        print_table("plain loop", [
+            ("one update", f"{with_range(plain_steps)}, {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f})"),
             ("one evaluation", f"{1000 * plain_eval:.0f} ms, {plain_eval / evaluated:.0f} times as long"),
             ("whole run", f"{plain_whole:.0f} s, {plain_whole / whole:.1f} times as long"),
         ])

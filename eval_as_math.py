@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from data.tasks import GROUPS, arithmetic
-from study.scoring import open_model, print_total, report, score, tally
+from study.scoring import ask, open_model, print_problems, print_total, tally
 from study.settings import configure, fail
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     task = arithmetic(model.held_out, cfg.max_operand)
     asked = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
     problems = [problem for problem in task.problems if problem.group in asked]
-    answers = score(model, task, problems, cfg.seed)
+    answers = ask(model, task, problems, cfg.seed)
     tables = {GROUPS[group]: answer_table(problems, answers, group) for group in asked}
     if cfg.grid:
         for name, table in tables.items():
@@ -61,7 +61,7 @@ if __name__ == "__main__":
             print_table(table)
         print()
     else:
-        report(problems, answers)
+        print_problems(problems, answers)
     for group in asked:
         print_total(GROUPS[group], *tally(problems, answers, lambda problem: problem.group == group))
         if cfg.max_operand > 9:

@@ -5,7 +5,7 @@
 """
 
 from data.tasks import GROUPS, capitals
-from study.scoring import open_model, print_total, report, score, tally
+from study.scoring import ask, open_model, print_problems, print_total, tally
 from study.settings import configure
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n28
@@ -18,6 +18,6 @@ dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else f
 if __name__ == "__main__":
     cfg = configure(globals())
     task = capitals()
-    answers = score(open_model(cfg, "ckpt_best_facts.pt", "facts_mini_28"), task, task.problems, cfg.seed)
-    report(task.problems, answers)
+    answers = ask(open_model(cfg, "ckpt_best_facts.pt", "facts_mini_28"), task, task.problems, cfg.seed)
+    print_problems(task.problems, answers)
     print_total(GROUPS["facts"], *tally(task.problems, answers))

@@ -41,8 +41,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, shared=None):
         qkv = self.c_attn(x)
         if shared:  # the attention takes windows
-            example, which = shared
-            qkv = to_windows(qkv, which)
+            place, context = shared
+            qkv = to_windows(qkv, context)
         B, T, C = *qkv.shape[:2], x.size(-1)
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.split(C, dim=2))
@@ -51,7 +51,7 @@ class CausalSelfAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)
         if shared:
-            y = y.flatten(0, 1)[example]
+            y = y.flatten(0, 1)[place]
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -120,8 +120,8 @@ class GPT(nn.Module):
         positions = torch.arange(idx.size(1), device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)
         if shared:
-            example, _ = shared
-            x = x.flatten(0, 1)[example]
+            place, _ = shared
+            x = x.flatten(0, 1)[place]
         x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x, shared)
@@ -134,8 +134,8 @@ class GPT(nn.Module):
         """
         logits = self.lm_head(self.hidden(idx, shared))
         if shared:
-            _, which = shared
-            logits = to_windows(logits, which)
+            _, context = shared
+            logits = to_windows(logits, context)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def configure_optimizer(self, weight_decay, learning_rate, betas):
@@ -158,25 +158,25 @@ class GPT(nn.Module):
 
 
 def shared_contexts(idx):
-    """Token ids (B, T) -> the contexts, which are the beginnings of rows: (example, which).
+    """Token ids (B, T) -> (place, context), for computing once what several rows begin with.
 
-    Two places have the same context if their rows are the same up to there. example: (contexts) a place of
-    each in idx.flatten(), filled up with the first place to a multiple of 256: of tensors that have another size
-    in each batch, freed memory would fall to pieces. which: (B, T) the context of each place.
+    Two places have the same context if their rows are the same up to there. context: (B, T) the number of each
+    place's context. place: (contexts) a place in idx.flatten() that has it; filled up with zeros to a multiple of
+    256, since tensors of another size in each batch would leave the memory in pieces.
     """
     base = int(idx.max()) + 1
-    which, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0
+    context, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0
     for t in range(idx.size(1)):
         distinct, before = torch.unique(before * base + idx[:, t], return_inverse=True)
-        which[:, t] = contexts + before
+        context[:, t] = contexts + before
         contexts += len(distinct)
-    example = which.new_empty(contexts).scatter_(0, which.flatten(), torch.arange(which.numel(), device=idx.device))
-    return F.pad(example, (0, -contexts % 256)), which
+    place = context.new_empty(contexts).scatter_(0, context.flatten(), torch.arange(context.numel(), device=idx.device))
+    return F.pad(place, (0, -contexts % 256)), context
 
 
-def to_windows(features, which):
+def to_windows(features, context):
     """(contexts, n) -> (B, T, n). Its gradient, a sum over the places that share a context, is taken in float32 or better."""
-    return F.embedding(which, features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
+    return F.embedding(context, features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
 
 def adamw(decayed, others, weight_decay, learning_rate, betas):

@@ -116,7 +116,8 @@ def plot_map(runs):
     if not (math or facts or both):
         return None
     figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.0), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2))
-    columns = (("arithmetic", math, ("trained", "held_out")), ("capitals", facts, ("facts",)), ("both", both, ("trained", "held_out", "facts")))
+    columns = (("arithmetic", math, ("trained", "held_out")), ("capitals", facts, ("facts",)),
+               ("both", both, ("trained", "held_out", "facts")))
     for (shares, losses), (task, cells, scored) in zip(axes.T, columns):
         shares.set(title=f"trained on {task}", ylim=(-0.03, 1.05))
         losses.set_xlabel("width n")

@@ -202,22 +202,28 @@ def claims(runs, unfinished):
         ("n14 is the smallest model that learns arithmetic", smallest(runs)),
         ("the rules do not reach beyond single digits (section 5.1)", beyond(cells)),
     ]
-    return "\n\n".join(["## The claims of the paper, one by one", *(f"**The paper: {claim}.** Here: {' '.join(filter(None, says))}" for claim, says in paragraphs)])
+    answered = [f"**The paper: {claim}.** Here: {' '.join(filter(None, says))}" for claim, says in paragraphs]
+    return "\n\n".join(["## The claims of the paper, one by one", *answered])
 
 
 def extrapolates(runs, cells):
     """How often n14 has all held-out problems right, by each way of counting."""
     n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
-    ours = [f"{at_its_best(runs[name], 'held_out'):.0f}" if name in runs else "not run yet" for name in ("math_mini_14", "math_mini_14_wd")]
+    ours = [f"{at_its_best(runs[name], 'held_out'):.0f}" if name in runs else "not run yet"
+            for name in ("math_mini_14", "math_mini_14_wd")]
     return [
         f"as the paper counts, at the evaluation with the most right answers, {words_of(n14, at_best)} of the runs of n14 have all 40",
         f"held-out samples right: {rate_of(n14, at_best)}; {WD}, {words_of(decayed, at_best)}: {rate_of(decayed, at_best)}.",
-        "That is the best of 121 looks, and the held-out problems take part in the choice. At the evaluation with the most trained problems right",
-        f"{rate_of(n14, at_best_of_trained)} have all 40; {WD}, {rate_of(decayed, at_best_of_trained)}. Many evaluations are equal in that; at the latest",
-        f"of them, not the earliest, it is {rate_of(n14, at_latest_best_of_trained)} and {rate_of(decayed, at_latest_best_of_trained)}.",
-        f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)}; {WD}, {words_of(decayed, generalizes)}: {rate_of(decayed, generalizes)}.",
+        "That is the best of 121 looks, and the held-out problems take part in the choice.",
+        f"At the evaluation with the most trained problems right {rate_of(n14, at_best_of_trained)} have all 40;",
+        f"{WD}, {rate_of(decayed, at_best_of_trained)}.",
+        "Many evaluations are equal in that; at the latest of them, not the earliest,",
+        f"it is {rate_of(n14, at_latest_best_of_trained)} and {rate_of(decayed, at_latest_best_of_trained)}.",
+        f"At the last evaluation {words_of(n14, generalizes)} have: {rate_of(n14, generalizes)};",
+        f"{WD}, {words_of(decayed, generalizes)}: {rate_of(decayed, generalizes)}.",
         f"All 200 problems, the trained ones included, {rate_of(n14, everything)} have then; {WD}, {rate_of(decayed, everything)}.",
-        f"They come and go: {rate_of(n14, once)} have all 40 at one of the 121 at least, {rate_of(n14, always_late)} at each of the 41 from iteration 20,000 on;",
+        f"They come and go: {rate_of(n14, once)} have all 40 at one of the 121 at least,",
+        f"{rate_of(n14, always_late)} at each of the 41 from iteration 20,000 on;",
         f"{WD}, {rate_of(decayed, once)} and {rate_of(decayed, always_late)}.",
         f"At their best evaluations the paper's two runs have 40 of 40; ours with the same seed: {ours[0]}, and {ours[1]} {WD}.",
     ]
@@ -232,7 +238,9 @@ def larger(runs, cells):
     fades = [f"n{n} {rate_of(seeds, generalizes)}" for n, seeds in between.items()]
     return [
         f"of the runs of n28 and n56, {WD} and without, {rate_of(every, generalizes)} have all 40 at the last evaluation,",
-        f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.", *change, f"Of the widths between them do: {'; '.join(fades)}." if fades else "",
+        f"{rate_of(every, at_best)} at the best one and {rate_of(every, once)} at one of the 121 at least.",
+        *change,
+        f"Of the widths between them do: {'; '.join(fades)}." if fades else "",
     ]
 
 
@@ -244,8 +252,11 @@ def memorize(cells):
         return ["no seeds yet."]
     most = max(run.results["facts_correct"].max() / run.results["facts_total"].max() for run in small)
     return [
-        f"runs, {WD} and without, that have all 50 capitals at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)}; at the last one: {rates_of(large, all_capitals)}.",
-        f"At the last evaluation the runs of n28 have on average {mean_accuracy(large['n28'], 'facts')}% of the capitals." if large["n28"] else "",
+        f"runs, {WD} and without, that have all 50 capitals",
+        f"at their best evaluation: {rates_of({'n14': small} | large, all_capitals_at_best)};",
+        f"at the last one: {rates_of(large, all_capitals)}.",
+        f"At the last evaluation the runs of n28 have on average {mean_accuracy(large['n28'], 'facts')}% of the capitals."
+        if large["n28"] else "",
         f"The most that a run of n14 ever had is {100 * most:.0f}%.",
     ]
 
@@ -261,13 +272,19 @@ def together(cells):
     low, high = difference(*counts(large, alone, generalizes)) if alone and large else (0, 0)
     learned = [f"{panel} {mean_accuracy(seeds, 'trained')}%" for panel, seeds in every.items() if seeds]
     return [
-        f"of the runs, {WD} and without, {rate_of(pooled, generalizes)} have all 40 at the last evaluation; at the best one {rates_of(every, at_best)}.",
+        f"of the runs, {WD} and without, {rate_of(pooled, generalizes)} have all 40 at the last evaluation;",
+        f"at the best one {rates_of(every, at_best)}.",
         f"The most that a run ends with is {max(map(held_out_right, pooled)):.0f} of the 40.",
         f"Of the trained sums and differences the runs have at the end, on average: {', '.join(learned)}.",
-        f"On arithmetic alone {rate_of(n14_alone, generalizes)} of n14 generalize, but beside the capitals n14 learns little of the trained problems either."
-        if n14_alone and every["n14"] else "",
-        f"Of the runs of n28 and n56 {rate_of(alone, generalizes)} generalize on arithmetic alone and {rate_of(large, generalizes)} on both, a change of {compared(large, alone, generalizes)}:"
-        f" whether the capitals keep a model from it, these sizes {'cannot tell' if low <= 0 <= high else 'can tell'}." if alone and large else "",
+        *([
+            f"On arithmetic alone {rate_of(n14_alone, generalizes)} of n14 generalize,",
+            "but beside the capitals n14 learns little of the trained problems either.",
+        ] if n14_alone and every["n14"] else []),
+        *([
+            f"Of the runs of n28 and n56 {rate_of(alone, generalizes)} generalize on arithmetic alone and {rate_of(large, generalizes)}",
+            f"on both, a change of {compared(large, alone, generalizes)}:",
+            f"whether the capitals keep a model from it, these sizes {'cannot tell' if low <= 0 <= high else 'can tell'}.",
+        ] if alone and large else []),
     ]
 
 
@@ -288,11 +305,13 @@ def regularization(cells):
     n14, decayed = cells["math", "n14", ""], cells["math", "n14", "_wd"]
     if not decayed:
         return ["no seeds yet."]
+    larger = cells["math", "n28", "_wd"] + cells["math", "n56", "_wd"]
     return [
-        f"with weight decay 0.1 instead of 0 the share of the runs of n14 that have all 40 changes by {compared(decayed, n14, at_best)}",
-        f"at the best evaluation, by {compared(decayed, n14, generalizes)} at the last.",
-        "(A large p does not say that there is no difference. The two have their seeds in common; the tests take them as independent.)",
-        f"Of the larger models' runs {WD}, {rate_of(cells['math', 'n28', '_wd'] + cells['math', 'n56', '_wd'], generalizes)} generalize.",
+        "with weight decay 0.1 instead of 0 the share of the runs of n14 that have all 40",
+        f"changes by {compared(decayed, n14, at_best)} at the best evaluation, by {compared(decayed, n14, generalizes)} at the last.",
+        "(A large p does not say that there is no difference.",
+        "The two have their seeds in common; the tests take them as independent.)",
+        f"Of the larger models' runs {WD}, {rate_of(larger, generalizes)} generalize.",
     ]
 
 
@@ -324,7 +343,8 @@ def beyond(cells):
         return ["not run yet."]
     add, sub = ([100 * int(run.info[f"beyond_{group}"]) / 3000 for run in runs] for group in ("add", "sub"))
     return [
-        f"asked at the end of training for operands up to 19, the single-digit problems left out, the {len(runs)} runs of n14 that generalize, {WD} and without,",
+        "asked at the end of training for operands up to 19, the single-digit problems left out,",
+        f"the {len(runs)} runs of n14 that generalize, {WD} and without,",
         f"have {spread(add, '%')} of the additions right and {spread(sub, '%')} of the subtractions (median and quartiles),",
         f"at most {max(add):.2f}% and {max(sub):.2f}%.",
         f"The paper has 0% and 4.75%; {sum(share > 4.75 for share in sub)} of the runs have more of the subtractions.",
@@ -373,11 +393,12 @@ def late_percent(runs):
 
 def nearly_all(widths):
     """How many samples the runs of n14 and wider lack that do not have all trained problems at the end."""
-    lacking = [np.diff(right_and_total(run.results, "trained"))[0] for n, seeds in widths.items() if n >= 14 for run in seeds if not trained(run)]
+    without = [run for n, seeds in widths.items() if n >= 14 for run in seeds if not trained(run)]
+    lacking = [total - right for right, total in (right_and_total(run.results, "trained") for run in without)]
     if not lacking:
         return []
-    return [f"From n14 on the {len(lacking)} runs that do not have all trained problems at the end lack {np.median(lacking):g} of 1,960 samples "
-            f"at the median, {max(lacking):g} at most."]
+    return [f"From n14 on the {len(lacking)} runs that do not have all trained problems at the end lack "
+            f"{np.median(lacking):g} of 1,960 samples at the median, {max(lacking):g} at most."]
 
 
 def capacity(runs):
@@ -436,7 +457,9 @@ def orders(runs):
 
 def variances(table):
     """Whether the order or the seed decides: a table and what it says, of runs [order][seed]."""
-    verdicts, rows = [], [["variance of", "the order of the lines", "the seed (initial weights, places of the windows)", "the rest: their interaction, and chance"]]
+    verdicts = []
+    rows = [["variance of", "the order of the lines", "the seed (initial weights, places of the windows)",
+             "the rest: their interaction, and chance"]]
     for what, of_run in (("whether a run generalizes", generalizes), ("how many held-out samples are right", held_out_right)):
         values = [[of_run(run) for run in row] for row in table]
         *shares, rest = two_way_shares(values)
@@ -461,7 +484,8 @@ def pairs(runs):
         return ""
     paper = seeds_of(runs, "math_mini_14")
     p_of = {pair: fisher_exact(*counts(seeds, paper, generalizes)) for pair, seeds in cells.items()} if paper else {}
-    rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 40 at the best evaluation", "all trained problems at the last"]]
+    rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 40 at the best evaluation",
+             "all trained problems at the last"]]
     for pair, seeds in [*cells.items(), (f"{HELD_OUT} (the paper's)", paper)]:
         p = f"{p_of[pair]:.2g}" if pair in p_of else "–"
         rows.append([pair, rate_of(seeds, generalizes), p, rate_of(seeds, at_best), rate_of(seeds, trained)])
@@ -485,8 +509,10 @@ def against_the_papers_pair(cells, paper, p_of):
     fewer = sum(share_of[pair] < share_of_paper for pair in differing)
     more = len(differing) - fewer
     corrected = sum(p < 0.05 / len(p_of) for p in p_of.values())
-    return (f"With the paper's pair runs generalize more often than with {fewer or 'none'} of the others, and more rarely than with {more or 'none'} "
-            f"(p < 0.05, each by itself; {corrected} of them with Bonferroni's correction for {len(p_of)} tests);\nof the rest these runs cannot tell.")
+    return (f"With the paper's pair runs generalize more often than with {fewer or 'none'} of the others, "
+            f"and more rarely than with {more or 'none'} "
+            f"(p < 0.05, each by itself; {corrected} of them with Bonferroni's correction for {len(p_of)} tests);\n"
+            "of the rest these runs cannot tell.")
 
 
 def how_far_apart(cells, when, holds):
@@ -530,15 +556,18 @@ def steps(runs):
     by_chance = len(shared) * (a * b + (1 - a) * (1 - b))
     return "\n\n".join([
         "## Does the step matter?",
-        f"n14 on arithmetic, with the {len(shared)} seeds that all three have. A seed gives all three the same initial weights and the same batches: they differ\n"
+        f"n14 on arithmetic, with the {len(shared)} seeds that all three have. "
+        "A seed gives all three the same initial weights and the same batches: they differ\n"
         "in rounding, which training amplifies. The C step and PyTorch in float32 agree on whether a seed generalizes for\n"
-        f"{alike} of the {len(shared)}; by chance it would be {by_chance:.1f}. With all seeds that the C step has, {rate_of(every, generalizes)} generalize.",
+        f"{alike} of the {len(shared)}; by chance it would be {by_chance:.1f}. "
+        f"With all seeds that the C step has, {rate_of(every, generalizes)} generalize.",
         "In float32 the gradient of a trained model is off from that in float64 by a few parts in 100,000, the C step's less than three times as\n"
         "far as PyTorch's; a test in `tests/test_fast_step.py` holds it to that.",
         markdown("What computes the updates", rows),
         "(The three have their seeds in common; the intervals and tests take them as independent.)",
         "An interval of the differences leaves out 0: the step or the precision matters." if told else
-        "Each interval of the differences holds 0: these shares tell no difference between the steps or the precisions, and rule out only large ones.",
+        "Each interval of the differences holds 0: these shares tell no difference between the steps or the precisions, "
+        "and rule out only large ones.",
         "(The losses of the runs in bfloat16 are computed in bfloat16 too, so they do not compare with the others'.)",
     ])
 
@@ -551,7 +580,8 @@ def introduction(runs, unfinished):
     mlts = [every[name] for task in GRIDS.values() for suffix in ("", "_wd") if (name := f"{task}_mini_mlt{suffix}") in every]
     partly = sum(bool(how_far(run)) for run in mlts)
     complete = len(mlts) - partly
-    mlt = f"has six runs, of which {complete} are complete and {partly} have begun" if complete or partly else "needs a GPU and is not run yet"
+    begun = f"has six runs, of which {complete} are complete and {partly} have begun"
+    mlt = begun if mlts else "needs a GPU and is not run yet"
     made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
     return f"""# Results: how often the paper's findings come about again
 
@@ -614,12 +644,12 @@ def report(runs, unfinished, results="results"):
 
     results: where the tables and figures are, as seen from the page.
     """
-    drawn = {task for task, panel, _ in (key for key, seeds in cells_of(runs).items() if seeds) if panel in SMALL}  # by plot_experiment.py
+    drawn = {task for (task, panel, _), seeds in cells_of(runs).items() if seeds and panel in SMALL}  # by plot_experiment.py
     figures = [f"![{what}: accuracy over iterations](results/seeds_{task}.png)"
                for task, what in (("facts", "Capitals"), ("both", "Both")) if task in drawn]
     parts = [
-        introduction(runs, unfinished), SEEDS_MATH if "math" in drawn else "", claims(runs, unfinished), tables(runs, unfinished), *figures,
-        capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN,
+        introduction(runs, unfinished), SEEDS_MATH if "math" in drawn else "", claims(runs, unfinished),
+        tables(runs, unfinished), *figures, capacity(runs), orders(runs), pairs(runs), steps(runs), AGAIN,
     ]
     return "\n\n".join(part for part in parts if part).replace("](results", f"]({results}") + "\n"
 

@@ -39,6 +39,8 @@ jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
 LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
+TERMINAL = sys.stdout.isatty()
+CLEAR = "\r\x1b[K" if TERMINAL else ""  # of the line that tells how far the runs are
 
 
 def work_of(settings):
@@ -48,7 +50,7 @@ def work_of(settings):
 
 
 def progress(folder):
-    """(iterations done, seconds an iteration of late or None) of a run that may not have begun."""
+    """(iterations done, seconds an iteration since it was last started, or None) of a run that may not have begun."""
     info = read_run_json(folder)
     done = info.get("iter_num", 0)
     here = done - (info["earlier_parts"][-1]["saved_iter_num"] if info.get("earlier_parts") else 0)
@@ -170,30 +172,34 @@ def hours(seconds):
     return "?" if seconds is None else f"{seconds // 3600:.0f} h {seconds // 60 % 60:.0f} min"
 
 
+def made_before(experiment, root, folders):
+    """({run: Run} of the complete ones, {run: iterations that its folder holds}); ends the program if one was made with other settings."""
+    finished = {name: run for name, run in published_runs(root).items() if name in experiment}
+    done = {name: saved(folder) for name, folder in folders.items()}
+    for name, settings in experiment.items():
+        if name in finished:
+            require_same_run(name, settings, finished[name])
+            continue
+        config = config_of(settings)
+        cfg = types.SimpleNamespace(**config | train_settings(settings) | {"out_dir": folders[name]})
+        require_same_settings(cfg, read_run_json(folders[name]).get("config", {}))
+        if done[name] >= config["max_iters"]:
+            finished[name] = finished_run(name, settings, folders[name])
+    return finished, done
+
+
 def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
     """Makes {run: settings} complete, with their tables in the folder `table`; returns the runs that failed.
 
     `jobs` train at a time, in processes of their own; with bytes for a stack, first those that can train together, here.
     """
-    terminal = sys.stdout.isatty()
-    clear = "\r\x1b[K" if terminal else ""
     try:
         table.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"cannot make the folder {table}: {error.strerror}")
     folders = {name: root / "runs" / name for name in experiment}
-    finished = {name: run for name, run in published_runs(root).items() if name in experiment}
+    finished, done = made_before(experiment, root, folders)
     unlisted = {name: run for name, run in read_tables(table).items() if name not in experiment} if (table / "runs.csv").exists() else {}
-    iters = {name: config_of(settings)["max_iters"] for name, settings in experiment.items()}
-    done = {name: saved(folder) for name, folder in folders.items()}
-    for name, settings in experiment.items():
-        if name in finished:
-            require_same_run(name, settings, finished[name])
-        else:
-            cfg = types.SimpleNamespace(**config_of(settings) | train_settings(settings) | {"out_dir": folders[name]})
-            require_same_settings(cfg, read_run_json(folders[name]).get("config", {}))
-            if done[name] >= iters[name]:
-                finished[name] = finished_run(name, settings, folders[name])
     waiting = [name for name in experiment if name not in finished]
     print(f"{len(finished)} of {len(experiment)} runs complete, {jobs} at a time", flush=True)
     prepare({name: experiment[name] for name in waiting})
@@ -204,7 +210,7 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
 
     def finish(name):
         finished[name] = finished_run(name, experiment[name], folders[name])
-        print(f"{clear}{name}: complete", flush=True)
+        print(f"{CLEAR}{name}: complete", flush=True)
 
     if stack_memory:
         try:
@@ -212,7 +218,15 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
         finally:
             write()
         waiting = [name for name in waiting if name not in finished]
+    return run_side_by_side(experiment, folders, waiting, done, device, jobs, threads, finish, write)
 
+
+def run_side_by_side(experiment, folders, waiting, done, device, jobs, threads, finish, write):
+    """Trains the waiting runs, `jobs` at a time, in processes of their own; returns the runs that failed.
+
+    Calls finish(name) for each that is complete, and write() from time to time and at the end.
+    """
+    iters = {name: config_of(experiment[name])["max_iters"] for name in waiting}
     work = {name: work_of(experiment[name]) for name in waiting}
     left = {name: work[name] * (1 - done[name] / iters[name]) for name in waiting}  # work
     paces = {}  # run -> seconds for a unit of work
@@ -233,25 +247,25 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
                     left.pop(name)
                     if process.returncode:
                         failed.append(name)
-                        print(f"{clear}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
+                        print(f"{CLEAR}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
                         finish(name)
             if time.monotonic() - written > WRITE_EVERY:
                 write()
                 written = time.monotonic()
-            if running and (terminal or time.monotonic() - said > 60):
+            if running and (TERMINAL or time.monotonic() - said > 60):
                 said = time.monotonic()
                 where = ", ".join(f"{name} {done[name]:,}" for name in running)
                 line = f"{where}; {len(waiting)} waiting; about {hours(time_left(left, paces, jobs))} left"
-                if terminal:
+                if TERMINAL:
                     line = line[: shutil.get_terminal_size().columns - 1]  # \r clears one row only
-                print(clear + line, end="" if terminal else "\n", flush=True)
+                print(CLEAR + line, end="" if TERMINAL else "\n", flush=True)
     except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-        print(f"{clear}stopped; the same command goes on", file=sys.stderr)
+        print(f"{CLEAR}stopped; the same command goes on", file=sys.stderr)
         raise
     finally:
         write()

@@ -168,7 +168,8 @@ if __name__ == "__main__":
         if ends:
             break
 
-        updates = min(train.max_updates, cfg.max_iters - it, *(every - it % every for every in (cfg.eval_interval, cfg.log_interval)))
+        until_due = [every - it % every for every in (cfg.eval_interval, cfg.log_interval)]
+        updates = min(train.max_updates, cfg.max_iters - it, *until_due)
         before = seconds["training"]
         with timed(seconds, "training"):
             loss = train(batches.draw(updates), [get_lr(it + i, cfg) for i in range(updates)])

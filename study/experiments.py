@@ -79,6 +79,17 @@ def _suffix(settings):
 
 def named(runs):
     """{run: its settings} of the list that an experiment's file assigned; ends the program if it is none."""
+    check_runs(runs)
+    experiment = {}
+    for settings in runs:
+        same = experiment.setdefault(run_name(settings), settings)
+        if (config_of(same), dataset_of(same)) != (config_of(settings), dataset_of(settings)):
+            fail(f"{same} and {settings} in `runs` would both be called {run_name(settings)}")
+    return experiment
+
+
+def check_runs(runs):
+    """Ends the program if `runs` is no list of settings that can be trained with."""
     if not runs:
         fail("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
     for settings in runs:
@@ -111,22 +122,20 @@ def named(runs):
             fail(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by n_head={config['n_head']}")
         if config["max_iters"] < 1:
             fail(f"{run_name(settings)}: max_iters={config['max_iters']} must be at least 1")
-    experiment = {}
-    for settings in runs:
-        same = experiment.setdefault(run_name(settings), settings)
-        if (config_of(same), dataset_of(same)) != (config_of(settings), dataset_of(settings)):
-            fail(f"{same} and {settings} in `runs` would both be called {run_name(settings)}")
-    return experiment
 
 
 def config_file(settings):
     return ROOT / "config" / f"train_{settings['config']}.py"
 
 
+def overrides(settings):
+    """The settings of train_with_eval.py that a run has over its config file's."""
+    return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
+
+
 def config_of(settings):
     """All of train_with_eval.py's settings for a run, before its dataset is prepared: the defaults, its config file's, its own."""
-    own = {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
-    return defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file(settings)) | own
+    return defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file(settings)) | overrides(settings)
 
 
 def dataset_of(settings):
@@ -141,8 +150,8 @@ def dataset_of(settings):
 
 
 def train_settings(settings):
-    """Everything train_with_eval.py is to be given for a run, the config file apart, but the folder and the device."""
-    return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")} | {"dataset": dataset_of(settings)[0]}
+    """What train_with_eval.py is given for a run besides its config file; the folder and the device come from whoever starts it."""
+    return overrides(settings) | {"dataset": dataset_of(settings)[0]}
 
 
 def require_same_run(name, settings, run):

@@ -35,7 +35,7 @@ def write_files(files):
 
 
 def remove_leftovers(paths):
-    """Removes the temporary files of writers that were killed; only for who alone may write these files."""
+    """Removes the temporary files of writers that were killed; only for a caller that holds the lock on these files."""
     for path in paths:
         for leftover in path.parent.glob(temporary_of(path, "*").name):
             leftover.unlink()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes, a line an evaluation, and on a terminal a bar below; and what its time is spent on."""
+"""Prints a line for each evaluation and, on a terminal, a bar below; and adds up what the time is spent on."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ import time
 
 from tqdm import tqdm
 
-from study.scoring import summary
+from study.scoring import accuracies
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ class Progress:
 
     def evaluated(self, row, best):
         """best: columns in which the row is better than every one before."""
-        scores = "".join(f", {name} {score}" for name, score in summary(row).items())
+        scores = "".join(f", {name} {score}" for name, score in accuracies(row).items())
         line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
         pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""
         self.say(line + pace + (f", best {' and '.join(best)}" if best else ""))
@@ -43,7 +43,7 @@ class Progress:
         self.bar.update(updates)
         self.updates, self.seconds = self.updates + updates, self.seconds + seconds
         if loss is not None and self.terminal:
-            self.bar.set_postfix(loss=f"{loss:.4f}", **summary(rows[-1]))
+            self.bar.set_postfix(loss=f"{loss:.4f}", **accuracies(rows[-1]))
 
     def close(self):
         self.bar.close()

@@ -43,18 +43,18 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
     ends = starts.copy()
     going = np.arange(len(tokens))  # the samples that have not ended
     for _ in range(max_new_tokens):
-        _, example, which = np.unique(context, return_index=True, return_inverse=True)
-        lengths = ends[going[example]]
+        _, index, inverse = np.unique(context, return_index=True, return_inverse=True)
+        lengths = ends[going[index]]
         first = np.maximum(lengths - block_size, 0)
         width = np.arange((lengths - first).max())  # what is read behind the end changes nothing before it
         columns = np.minimum(first[:, None] + width, tokens.shape[1] - 1)
-        idx = torch.tensor(tokens[going[example][:, None], columns], device=device)
+        idx = torch.tensor(tokens[going[index][:, None], columns], device=device)
         last = model.hidden(idx)[torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)]
-        probabilities = next_token_probabilities(model.lm_head(last), temperature, top_k)[torch.tensor(which, device=device)]
+        probabilities = next_token_probabilities(model.lm_head(last), temperature, top_k)[torch.tensor(inverse, device=device)]
         drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
         tokens[going, ends[going]] = drawn
         ends[going] += 1
-        context = which * len(chars) + drawn
+        context = inverse * len(chars) + drawn
         if stop is not None:
             open_ended = drawn != stoi[stop]
             going, context = going[open_ended], context[open_ended]
@@ -149,7 +149,7 @@ def row_of(iter_num, count, train_loss, val_loss, said):
     }
 
 
-def summary(row):
+def accuracies(row):
     """The accuracies of a row for people to read; a task that is not part of the run is left out."""
     parts = {}
     for name, column in ({group: group for group in GROUPS} | {"held out": "held_out"}).items():
@@ -170,14 +170,14 @@ class TrainedModel(NamedTuple):
 def open_model(cfg, best_ckpt, published):
     """The model that an evaluation script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt.
 
-    published: of the project's models the one to take if the default folder is not there.
+    published: the project's model to take if the default folder is not there.
     """
     device, _, autocast = setup_device(cfg.device, cfg.dtype)
     path = find_model(cfg.out_dir, [cfg.ckpt] if cfg.ckpt else [best_ckpt, "ckpt.pt"], "" if cfg.ckpt else published)
     return TrainedModel(path, *load_model(path, device), autocast)
 
 
-def score(trained, task, problems, seed):
+def ask(trained, task, problems, seed):
     """Answers of a TrainedModel to problems of a task, as answer() gives them."""
     unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems) + task.stop) - set(trained.chars))
     if unknown:
@@ -188,7 +188,7 @@ def score(trained, task, problems, seed):
         return answer(trained.model, trained.chars, task, problems, generator)
 
 
-def report(problems, answers):
+def print_problems(problems, answers):
     """Prints each problem's score and, if there are any, the wrong answers with their number."""
     width = max(len(problem.prompt + problem.answer) for problem in problems)
     for problem, given in zip(problems, answers):

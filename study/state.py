@@ -13,7 +13,7 @@ from study.run_folder import read_checkpoint, read_run_json
 from study.settings import fail
 from study.update import build
 
-# What may differ when a run is resumed: of these only another device changes the weights. (Of dtype, resume() compares what it comes to.)
+# What may differ when a run is resumed. Of these only another device changes the weights: resume() compares what dtype comes to.
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
                   "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
 

@@ -107,5 +107,6 @@ def search_table(runs):
     """The search for the smallest model (section 3.2), of which the paper tells only the outcome: ours alone."""
     columns = TABLES["math"][1]
     names = {n: f"math_mini_{n}" for n in range(1, 15)}
-    rows = [["n", *headings(columns, runs, names.values(), "")], *([str(n), *of_one_run(runs, name, columns)] for n, name in names.items())]
+    rows = [["n", *headings(columns, runs, names.values(), "")]]
+    rows += [[str(n), *of_one_run(runs, name, columns)] for n, name in names.items()]
     return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows) + made_on(runs, names.values())

@@ -86,7 +86,7 @@ def compiled(update):
 
 
 def hold_lr_in_tensor(optimizer, device):
-    """For an update that becomes a graph, of which a number would be a part."""
+    """For an update that becomes a graph: a Python number would be a constant of it, a tensor is read in each update."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
 

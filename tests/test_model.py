@@ -109,10 +109,10 @@ def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
     windows = load_splits(dataset, block_size, torch.device("cpu"))["train"]
     batch = windows[torch.randint(len(windows), (500,), generator=torch.Generator().manual_seed(0))]
     idx, targets = batch[:, :-1], batch[:, 1:]
-    example, which = shared = shared_contexts(idx)
+    place, context = shared = shared_contexts(idx)
     contexts = [tuple(row[: t + 1]) for row in idx.tolist() for t in range(block_size)]
-    assert [contexts[place] for place in example[which.flatten()]] == contexts
-    assert which.max() + 1 == len(set(contexts)) < 0.9 * len(contexts)
+    assert [contexts[i] for i in place[context.flatten()]] == contexts
+    assert context.max() + 1 == len(set(contexts)) < 0.9 * len(contexts)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     sizes = {len(shared_contexts(windows[order.roll(50 * k)[:500], :-1])[0]) for k in range(20)}
     assert len(sizes) <= 3  # tensors of few sizes, in which memory does not fall to pieces

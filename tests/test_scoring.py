@@ -9,7 +9,7 @@ import torch
 from data.dataset import read_meta
 from data.tasks import CAPITALS, tasks_spelled_by
 from study.batches import load_splits
-from study.scoring import evaluate, summary
+from study.scoring import accuracies, evaluate
 
 CPU = torch.device("cpu")
 FACTS = [line.split(" = ") for line in CAPITALS.splitlines()]
@@ -113,7 +113,7 @@ def test_what_counts_as_held_out_is_what_the_dataset_held_out(project, held_out,
 
 def test_a_summary_leaves_out_what_is_not_part_of_the_run():
     row = dict.fromkeys(("add_correct", "add_total", "sub_correct", "sub_total", "held_out_correct", "held_out_total"), 0)
-    assert summary(row | {"facts_correct": 41, "facts_total": 500}) == {"facts": "8.2%"}
+    assert accuracies(row | {"facts_correct": 41, "facts_total": 500}) == {"facts": "8.2%"}
     row = {"add_correct": 990, "add_total": 1000, "sub_correct": 5, "sub_total": 1000, "held_out_correct": 30,
            "held_out_total": 40, "facts_correct": 0, "facts_total": 0}
-    assert summary(row) == {"add": "99.0%", "sub": "0.5%", "held out": "30/40"}
+    assert accuracies(row) == {"add": "99.0%", "sub": "0.5%", "held out": "30/40"}
