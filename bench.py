@@ -69,10 +69,15 @@ def flops_per_token(model, block_size):
     return 6 * model.num_params() + 12 * c.n_layer * c.n_embd * block_size
 
 
+def repeats_on(device):
+    """How often what takes less than a millisecond on a GPU is done there, so that launching and waiting do not count."""
+    return 1 if device.type == "cpu" else 100
+
+
 def matrix_rate(device, dtype, size):
     """FLOP/s of a square matrix product, the best of several, in the dtype that training uses."""
     a, b = torch.randn(2, size, size, device=device).to(getattr(torch, dtype)).unbind()
-    products = 1 if device.type == "cpu" else 100  # so that launching and waiting do not count
+    products = repeats_on(device)
 
     def multiply():
         for _ in range(products):
@@ -86,8 +91,14 @@ def memory_rate(device):
     """Bytes a second that a copy of 256 MB reads and writes, the best of several."""
     a = torch.zeros(1 << 26, device=device)
     b = torch.ones_like(a)
-    [seconds] = time_in_turns(device, 5, lambda: a.copy_(b))
-    return 2 * a.nbytes / min(seconds)
+    copies = repeats_on(device)
+
+    def copy():
+        for _ in range(copies):
+            a.copy_(b)
+
+    [seconds] = time_in_turns(device, 5, copy)
+    return 2 * copies * a.nbytes / min(seconds)
 
 
 def plain_train(model, optimizer, cfg, autocast, device, iterations):

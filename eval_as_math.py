@@ -20,7 +20,7 @@ grid = False  # show the most frequent answers as a table for each operation ins
 plot = ""  # file for a picture of these tables, such as grid.png
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
+dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
 def answer_table(problems, answers, group):

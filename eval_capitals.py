@@ -12,7 +12,7 @@ out_dir = "out"  # folder of the trained model; without one, the repository's n2
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_facts.pt, else ckpt.pt
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
+dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
 if __name__ == "__main__":

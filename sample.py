@@ -9,9 +9,7 @@ from pathlib import Path
 import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
 import torch
 
-from study.device import setup_device
-from study.run_folder import find_model, load_model
-from study.scoring import sample
+from study.scoring import open_model, sample
 from study.settings import configure, fail
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
@@ -23,7 +21,7 @@ temperature = 0.8  # above 1 more random, below 1 less
 top_k = 10  # sample from the top_k likeliest characters only
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
+dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
 if __name__ == "__main__":
@@ -36,17 +34,15 @@ if __name__ == "__main__":
             fail(f"cannot read the prompt {prompt.removeprefix('FILE:')}: {error}")
     if not prompt:
         fail("the prompt is empty; --start needs at least one character")
-    device, _, autocast = setup_device(cfg.device, cfg.dtype)
-    path = find_model(cfg.out_dir, [cfg.ckpt or "ckpt.pt"], "" if cfg.ckpt else "math_mini_14")
-    model, chars, _ = load_model(path, device)
-    unknown = sorted(set(prompt) - set(chars))
+    trained = open_model(cfg, "ckpt.pt", "math_mini_14")
+    unknown = sorted(set(prompt) - set(trained.chars))
     if unknown:
-        fail(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {path}: {chars!r}")
+        fail(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {trained.path}: {trained.chars!r}")
 
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    with autocast:
+    generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(cfg.seed)
+    with trained.autocast:
         [texts] = sample(
-            model, chars, [prompt], cfg.num_samples, cfg.max_new_tokens, cfg.temperature, cfg.top_k, generator)
+            trained.model, trained.chars, [prompt], cfg.num_samples, cfg.max_new_tokens, cfg.temperature, cfg.top_k, generator)
     for text in texts:
         print(prompt + text)
         print("---------------")

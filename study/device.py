@@ -49,7 +49,7 @@ def seed_everything(seed, device):
     torch.manual_seed(seed)  # the CPU and every CUDA device
     if device.type == "cuda":  # the CPU's kernels are deterministic as they are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)  # torch.compile too: no choice of kernels by the clock
+        torch.use_deterministic_algorithms(True)  # torch.compile's choices among kernels too
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_cudnn_sdp(False)  # an attention whose gradient need not be the same twice
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any

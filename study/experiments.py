@@ -184,7 +184,7 @@ def finished_run(name, settings, folder):
 
 def beyond_single_digits(folder):
     """How the model at the end of a run answers operands up to 19, those up to 9 left out (section 5.1)."""
-    model, chars, held_out = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+    model, chars, held_out, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
     task = arithmetic(held_out, max_operand=19)
     problems = [problem for problem in task.problems if problem.beyond]
     with torch.no_grad():

@@ -229,8 +229,7 @@ def num_params(folder):
         return counted
     checkpoints = sorted(folder.glob("ckpt*.pt"))
     if checkpoints:
-        model, _, _ = load_model(checkpoints[0], torch.device("cpu"))
-        return model.num_params()
+        return load_model(checkpoints[0], torch.device("cpu"))[0].num_params()
     return config_params(folder.resolve().name)
 
 

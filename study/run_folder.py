@@ -215,10 +215,10 @@ def load_weights(model, state_dict, path):
 
 
 def load_model(path, device):
-    """(model in eval mode on the device, vocabulary as a string, held-out pairs) of a checkpoint.
+    """(model in eval mode on the device, vocabulary as a string, held-out pairs, dtype of its training) of a checkpoint.
 
     One without a vocabulary, one of nanoGPT's, takes that of its dataset's folder; one that does not
-    say which pairs were held out is of the paper's text.
+    say which pairs were held out is of the paper's text; without a dtype, it is "auto".
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -231,4 +231,4 @@ def load_model(path, device):
         chars, _ = read_meta(checkpoint.get("config", {}).get("dataset", ""))
     if len(chars) != model.config.vocab_size:
         fail(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
-    return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT)
+    return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")

@@ -168,13 +168,20 @@ class TrainedModel(NamedTuple):
 
 
 def open_model(cfg, best_ckpt, published):
-    """The model that an evaluation script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt.
+    """The model that a script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt.
+
+    With dtype auto it computes in the precision that it was trained in: near temperature 0 another rounds other answers.
 
     published: the project's model to take if the default folder is not there.
     """
-    device, _, autocast = setup_device(cfg.device, cfg.dtype)
-    path = find_model(cfg.out_dir, [cfg.ckpt] if cfg.ckpt else [best_ckpt, "ckpt.pt"], "" if cfg.ckpt else published)
-    return TrainedModel(path, *load_model(path, device), autocast)
+    device, _, _ = setup_device(cfg.device)
+    names = [cfg.ckpt] if cfg.ckpt else list(dict.fromkeys([best_ckpt, "ckpt.pt"]))
+    path = find_model(cfg.out_dir, names, "" if cfg.ckpt else published)
+    model, chars, held_out, trained_in = load_model(path, device)
+    if trained_in == "float16" and device.type != "cuda":
+        trained_in = "float32"
+    _, _, autocast = setup_device(cfg.device, trained_in if cfg.dtype == "auto" else cfg.dtype)
+    return TrainedModel(path, model, chars, held_out, autocast)
 
 
 def ask(trained, task, problems, seed):

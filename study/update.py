@@ -6,11 +6,14 @@ windows, on their device. train.max_updates is how many updates one call may be 
 """
 
 import math
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 import torch._dynamo
 import torch.distributed as dist
-
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import GPT, gpt_config, shared_contexts
@@ -81,8 +84,24 @@ def make_update(model, optimizer, scaler, windows, cfg, autocast, shares=False):
 
 def compiled(update):
     """The update by torch.compile: model, gradient and clipping as one graph, then AdamW's own fused kernel."""
+    from torch._inductor.decomposition import decompositions  # takes most of a second
+
     torch._dynamo.config.trace_autograd_ops = True  # else the graph ends at backward()
+    # An embedding's gradient stays PyTorch's own kernel: inductor makes it an index_put_, and that, when it has to be
+    # deterministic, adds up all rows of a token one by one on CUDA.
+    decompositions.pop(torch.ops.aten.embedding_dense_backward.default, None)
     return torch.compile(update)
+
+
+def why_not_compiled():
+    """What Triton, which torch.compile has make its kernels on CUDA, lacks here to build its launcher; "" if nothing."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler was found (gcc or clang)"
+    scheme = sysconfig.get_default_scheme()
+    headers = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]  # Debian's, as Triton has it
+    if not (Path(headers) / "Python.h").exists():
+        return "Python's C headers are not installed (Python.h)"
+    return ""
 
 
 def hold_lr_in_tensor(optimizer, device):
@@ -191,7 +210,11 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
 
     # With several processes or loss scaling the host has work in every update, which no graph can hold.
     captures = device.type == "cuda" and cfg.cuda_graph is not False and world_size == 1 and not scaler.is_enabled()
-    compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda" and world_size == 1)
+    compiles = cfg.compile is True
+    if cfg.compile == "auto" and device.type == "cuda" and world_size == 1:
+        compiles = not (lacks := why_not_compiled())
+        if lacks:
+            notes.append(f"{lacks}; the update is not compiled and takes longer")
     # In a model of one layer, finding the contexts takes as long as it saves; on a GPU the host would wait for their number.
     shares = cfg.fast and device.type == "cpu" and not compiles and model.config.n_layer > 1 and model.config.dropout == 0
     update = make_update(model, optimizer, scaler, windows, cfg, autocast, shares)

@@ -400,6 +400,7 @@ def test_a_gpu_computes_in_bfloat16_if_it_has_that(two_gpus, has_bfloat16, wante
 def test_compiling_and_capturing_are_chosen_each_for_itself(
         settings, fake_gpu, monkeypatch, device, compile, cuda_graph, scaled, processes, compiles, captures):
     cfg = settings("math_mini_14", "--fast=False", f"--compile={compile}", f"--cuda_graph={cuda_graph}")
+    monkeypatch.setattr(update, "why_not_compiled", lambda: "")
     windows, vocab_size = windows_of(cfg)
     scaler, device, compiled, captured = types.SimpleNamespace(is_enabled=lambda: scaled), torch.device(device), [], []
     monkeypatch.setattr(torch, "compile", lambda what, *_, **__: compiled.append(what) or what)
@@ -416,6 +417,23 @@ def test_compiling_and_capturing_are_chosen_each_for_itself(
     for group in optimizer.param_groups:  # compiled or captured it must be read from a tensor in every update
         lr = group["lr"]
         assert lr.device == device and lr.dtype == torch.float32 if compiles or captures else isinstance(lr, float)
+
+
+@pytest.mark.parametrize("lacks, says", [("compiler", "no C compiler"), ("headers", "Python.h")])
+def test_where_triton_cannot_build_a_gpu_trains_without_compiling_and_says_so(settings, fake_gpu, monkeypatch, tmp_path, lacks, says):
+    cfg = settings("math_mini_14")
+    windows, vocab_size = windows_of(cfg)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None if lacks == "compiler" else f"/usr/bin/{name}")
+    monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"include": str(tmp_path)})
+    monkeypatch.setattr(update, "cuda_graph", lambda step, *_: step)
+    with fake_gpu:
+        model, optimizer = update.build(cfg, vocab_size, CUDA)
+        _, step_name, [note] = update.make_train(
+            model, optimizer, no_scaler(CUDA), fake_gpu.from_tensor(windows), cfg, CUDA, "float32", contextlib.nullcontext())
+    assert step_name == "PyTorch, one CUDA graph an update" and says in note and note.endswith("the update is not compiled and takes longer")
+    (tmp_path / "Python.h").touch()
+    assert bool(update.why_not_compiled()) == (lacks == "compiler")
 
 
 class Recording(TorchDispatchMode):
@@ -621,6 +639,8 @@ def test_compiled_updates_equal_eager_ones_and_are_compiled_once(settings, tmp_p
     assert counters["stats"]["calls_captured"] > 60  # the model's forward pass alone is about 30: gradient and clipping too
     assert compiled[19] == (0, 0) and compiled[20] == compiled[39] and compiled[20][0] >= 1
     assert_close(trained[True], trained[False], update.build(cfg, vocab_size, CPU)[0])
+    code = "".join(path.read_text() for path in tmp_path.rglob("*.py"))  # what was compiled
+    assert "torch.ops.aten.embedding_dense_backward" in code and "index_put" not in code  # which on CUDA would be a serial sum
 
 
 def plain_loss(model, idx, targets):

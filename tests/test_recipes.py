@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SHORT, copy_project, rounds_as_published, rows_of
+from conftest import ROOT, SHORT, copy_project, rounds_as_published, rows_of, with_device
 
 README = (ROOT / "README.md").read_text()
 
@@ -40,7 +40,9 @@ def test_commands_on_data_and_published_models_print_what_the_readme_shows(mine)
              if all(re.match(r"python (data/\w+/prepare\.py$|eval_\w+\.py|sample\.py)", command) for command in commands)]
     assert len(shown) == 6
     for commands, output in shown:
-        done = [subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=mine, capture_output=True, text=True) for command in commands]
+        asked = [shlex.split(command)[1:] for command in commands]
+        done = [subprocess.run([sys.executable, name, *with_device(name, arguments)], cwd=mine, capture_output=True, text=True)
+                for name, *arguments in asked]
         printed = [line.rstrip() for each in done for line in (each.stderr + each.stdout).splitlines()]
         assert [line for line in output if line != "..." and line not in printed] == []
 

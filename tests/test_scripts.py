@@ -6,8 +6,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from conftest import PATIENCE, refused, run_inside
 
+from study import scoring
 from study.figures import draw_answers
 
 SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
@@ -156,3 +158,17 @@ def test_the_picture_marks_wrong_cells_and_frames_held_out_ones():
     assert [text.get_text() for text in ax.texts] == ["0", "1", "1", "2"]
     assert [patch.get_xy() for patch in ax.patches] == [(0.5, -0.5)]  # column b = 1, row a = 0
     plt.close(figure)
+
+
+@pytest.mark.parametrize("trained_in, computes_in", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float32)])
+def test_a_model_is_asked_in_the_precision_that_it_was_trained_in(call, runs, in_tmp, monkeypatch, trained_in, computes_in):
+    (in_tmp / "run").mkdir()
+    checkpoint = torch.load(runs / "math_mini_14" / "ckpt.pt", weights_only=True)
+    torch.save(checkpoint | {"dtype": trained_in}, in_tmp / "run" / "ckpt.pt")
+    dtypes, probabilities = set(), scoring.next_token_probabilities
+    monkeypatch.setattr(scoring, "next_token_probabilities", lambda logits, *rest: dtypes.add(logits.dtype) or probabilities(logits, *rest))
+    for name in ("eval_as_math.py", "sample.py"):
+        for dtype in ("auto", "float32"):
+            dtypes.clear()
+            assert call(name, "--out_dir=run", f"--dtype={dtype}").returncode == 0
+            assert dtypes == {computes_in if dtype == "auto" else torch.float32}

@@ -87,7 +87,7 @@ def test_a_short_run_writes_its_results_and_checkpoints(runs, name, totals, chec
 
 
 def test_the_loss_is_the_mean_over_all_windows_each_once(runs):
-    model, _, _ = load_model(find_checkpoint(runs / "math_mini_14", "ckpt_last.pt"), torch.device("cpu"))
+    model = load_model(find_checkpoint(runs / "math_mini_14", "ckpt_last.pt"), torch.device("cpu"))[0]
     windows = load_splits("as_math", 9, torch.device("cpu"))["train"]
     assert windows.shape == (1755, 10)
     with torch.no_grad():
