@@ -10,7 +10,7 @@ from conftest import ROOT, cells_of_row
 import plot_experiment
 import report
 from study.experiments import write_tables
-from study.results import NEEDED, Run, columns, published_runs, read_runs
+from study.results import NEEDED, Run, all_right, columns, published_runs, read_runs, right_and_total
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 RESULTS = ROOT / "results"
@@ -187,6 +187,18 @@ def test_results_md_is_what_the_published_tables_give(call, in_tmp, published):
     assert written == (ROOT / "RESULTS.md").read_text(), "python report.py brings RESULTS.md up to date"
     for figure in re.findall(r"\]\((results/.*?\.png)\)", written):
         assert (ROOT / figure).stat().st_size < 500_000
+
+
+def test_what_the_readme_says_of_the_mlt_is_what_its_runs_have():
+    runs, said = read_runs(RESULTS), " ".join((ROOT / "README.md").read_text().split())
+    first, last = re.search(r"at its last two evaluations \(iterations ([\d,]+) and ([\d,]+) of 30,000\)", said).groups()
+    alone, both = runs["math_mini_mlt_wd"].results, runs["both_mini_mlt"].results
+    assert alone["iter"][-2:].tolist() == [float(it.replace(",", "")) for it in (first, last)]
+    assert all(all_right(alone, "trained", at) and right_and_total(alone, "held_out", at)[0] == 0 for at in (-2, -1))
+    it, capitals, percent = re.search(r"at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)% of the trained", said).groups()
+    right, total = right_and_total(both, "trained")
+    assert (both["iter"][-1], both["facts_correct"][-1], both["held_out_correct"][-1]) == (int(it.replace(",", "")), 10 * int(capitals), 0)
+    assert round(100 * right / total) == int(percent)
 
 
 def test_a_report_of_another_folder_links_to_the_figures_there(call, in_tmp, published):
