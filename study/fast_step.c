@@ -16,9 +16,9 @@ that almost nothing is computed twice and everything stays in the cache:
 
 Every sum has one order, whatever the compiler and the width of its vectors: sums over features, keys
 and contexts run one term after the other, the lanes of a vector belong to different sums, and whether
-a product is rounded before it is added is written out (fma_), not left to the compiler. So the same weights and batches give the same bytes on every
-machine with IEEE arithmetic, as long as the compiler does not contract or reorder (fast_step.py says
-with which flags).
+a product is rounded before it is added is written out (fma_), not left to the compiler. So the same
+weights and batches give the same bytes on every machine with IEEE arithmetic, as long as the compiler
+does not contract or reorder (fast_step.py says with which flags).
 
 Constants, given by fast_step.py: T block_size, V vocab_size, C n_embd, H the hidden width of the MLP,
 and real, which is float (or double, to compare with autograd).

@@ -113,11 +113,11 @@ def resume(state, cfg, resolved):
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
     require_same_settings(cfg, last["config"])
-    for key, value in resolved.items():
-        if key == "data" and last.get(key, value) != value:  # checkpoints of before have no digest of it
-            fail(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
-        if key != "data" and last[key] != value:
-            fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {value!r}: resume it as it was")
+    for key in ("chars", "held_out", "dtype"):
+        if last[key] != resolved[key]:
+            fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {resolved[key]!r}: resume it as it was")
+    if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest of their text
+        fail(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
     try:
         state.load_state_dict(last)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
