@@ -85,11 +85,14 @@ def make_update(model, optimizer, scaler, windows, cfg, autocast, shares=False):
 def compiled(update):
     """The update by torch.compile: model, gradient and clipping as one graph, then AdamW's own fused kernel."""
     from torch._inductor.decomposition import decompositions  # takes most of a second
+    from torch._inductor.lowering import make_fallback
 
     torch._dynamo.config.trace_autograd_ops = True  # else the graph ends at backward()
     # An embedding's gradient stays PyTorch's own kernel: inductor makes it an index_put_, and that, when it has to be
-    # deterministic, adds up all rows of a token one by one on CUDA.
-    decompositions.pop(torch.ops.aten.embedding_dense_backward.default, None)
+    # deterministic, adds up all rows of a token one by one on CUDA. warn=False: else it is an error where CI is set.
+    embedding_gradient = torch.ops.aten.embedding_dense_backward.default
+    decompositions.pop(embedding_gradient, None)
+    make_fallback(embedding_gradient, warn=False)
     return torch.compile(update)
 
 
