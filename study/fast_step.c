@@ -77,7 +77,8 @@ enum { SIZE = sizeof(Params) / sizeof(real), DECAYED = SIZE - 3 * C };
 #endif
 #define INLINE static inline __attribute__((always_inline)) // sizes that are arguments become constants
 
-// ---------------------------------------------------------------------------- numbers
+
+// Numbers.
 
 INLINE vec splat(real x) { return x - (vec){0}; } // x in every lane
 
@@ -167,7 +168,8 @@ INLINE void gelu(vec x, vec *y, vec *slope) {
     *slope = fma_(x * density, splat((real)0.39894228040143268), phi);
 }
 
-// ---------------------------------------------------------------------------- four rows at once
+
+// Four rows at once.
 
 typedef real quad __attribute__((vector_size(4 * sizeof(real))));
 #if defined(__clang__) // lanes i to l of a and b side by side
@@ -223,7 +225,8 @@ INLINE quad reduce(int R, const keys *k, int maximum) {
     return JOIN(a, b);
 }
 
-// ---------------------------------------------------------------------------- matrix products
+
+// Matrix products.
 
 // y = w x (+ base): R of the rows of w (M, K), x (K, L), y (M, L).
 INLINE void matmul_rows(int R, int K, const real *w, const row *x, row *y, const row *base) {
@@ -276,7 +279,8 @@ INLINE void outer(int M, int N, const row *a, const vec *b, vec *dw) {
 
 INLINE void transpose(int M, int K, const real *w, real *out) { EACH(i, M) EACH(k, K) out[k * M + i] = w[i * K + k]; }
 
-// ---------------------------------------------------------------------------- layer norm, without its gain
+
+// Layer norm, without its gain.
 
 // y = (x - mean) / sqrt(variance + 1e-5) of each context; rstd: that factor.
 INLINE void norm_forward(const row *x, row *y, row *rstd) {
@@ -307,7 +311,8 @@ INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx)
     }
 }
 
-// ---------------------------------------------------------------------------- the tree of a batch
+
+// The tree of a batch.
 
 typedef struct {
     int n_windows, n_contexts, n_targets, positions; // positions: batch * T, what the weights are shares of
@@ -355,7 +360,8 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
     }
 }
 
-// ---------------------------------------------------------------------------- the layers
+
+// The layers.
 
 // What a (position, token) is before the attention: residual, query, key and projected value; and the gradient by it.
 typedef struct { features x, q, k, v; } Entry;
@@ -597,7 +603,8 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     return loss / tree->positions;
 }
 
-// ---------------------------------------------------------------------------- one update
+
+// One update.
 
 // The gradient g of the mean cross-entropy over a batch; returns that loss if it is wanted.
 static double gradient(const Params *p, Params *g, Tree *tree, int want_loss) {
