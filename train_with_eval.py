@@ -73,8 +73,6 @@ def check(cfg):
     """Ends the program if settings do not go together (settings.py has the range of each)."""
     if not cfg.out_dir.strip():
         fail("out_dir is empty: --out_dir must name a folder")
-    if cfg.n_embd % cfg.n_head:
-        fail(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}")
     if cfg.init_from == "resume" and cfg.overwrite:
         fail("init_from=resume goes on with a run and overwrite=True replaces it: give one of the two")
 

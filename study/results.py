@@ -86,6 +86,7 @@ def columns(rows):
 def read_runs(root_dir):
     """{name: Run} of everything in a folder: the runs in the tables of its experiments, and the folders of others, there or in runs/.
 
+    Of two folders of one name, as where a run of the project is being made anew, it has the one that is further.
     Ends the program if there is no such folder or a table is damaged.
     """
     root = Path(root_dir)
@@ -93,7 +94,8 @@ def read_runs(root_dir):
         fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
     runs = published_runs(root)
     folders = [path.parent for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
-    return {folder.name: read_run(folder) for folder in folders if folder.name not in runs} | runs
+    others = [read_run(folder) for folder in folders if folder.name not in runs]
+    return {run.info["run"]: run for run in sorted(others, key=lambda run: run.results["iter"][-1])} | runs
 
 
 def published_runs(root):

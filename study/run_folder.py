@@ -57,7 +57,8 @@ class RunFolder:
         held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
-                fail(f"{self.folder} holds a run: --init_from=resume goes on with it, --overwrite=True replaces it")
+                goes_on = "--init_from=resume goes on with it" if began else "it cannot go on without run.json and ckpt_last.pt"
+                fail(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True replaces it, another --out_dir leaves it alone")
             for path in held:
                 path.unlink()
 
@@ -127,10 +128,10 @@ def launcher(processes):
 
 def best_checkpoints(rows, tasks):
     """Names of the checkpoints whose best evaluation is the last row (the earliest of equals wins)."""
-    names = {task.name for task in tasks}
+    has = {"val_loss", *(f"{task.name}_acc" for task in tasks), *(["combined_acc"] if tasks else [])}
     return [
         name for name, (column, sign) in BEST.items()
-        if column not in ("math_acc", "facts_acc") or column.removesuffix("_acc") in names
+        if column in has
         if all(sign * rows[-1][column] > sign * row[column] for row in rows[:-1])
     ]
 

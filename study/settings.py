@@ -167,7 +167,7 @@ def _print_help(doc, settings):
 
 
 def run_config_file(path):
-    """Runs a config file and returns the names it assigned.
+    """Runs a config file and returns the names it assigned, but for those with a leading underscore, which are its own.
 
     Inside it, include("other.py") runs another file of the same folder first.
     """

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model import GPT, gpt_config, shared_contexts
 from study import fast_step
 from study.device import seed_everything
+from study.settings import fail
 
 BLOCK = 100  # updates that one call makes at most, where that saves time
 
@@ -34,9 +35,12 @@ def get_lr(it, cfg):
 
 
 def build(cfg, vocab_size, device):
-    """(GPT, AdamW) with the initial weights that cfg.seed draws."""
+    """(GPT, AdamW) with the initial weights that cfg.seed draws; ends the program if no model has such settings."""
     seed_everything(cfg.seed, device)
-    model = GPT(gpt_config(vars(cfg), vocab_size)).to(device)
+    try:
+        model = GPT(gpt_config(vars(cfg), vocab_size)).to(device)
+    except ValueError as error:
+        fail(error)
     return model, model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
 
 

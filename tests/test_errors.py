@@ -97,6 +97,12 @@ def save(path, content):
     return lambda: torch.save(content(torch.load(path, weights_only=True)) if callable(content) else content, path)
 
 
+def only_the_best_model():
+    for path in Path("run").iterdir():
+        if path.name not in ("ckpt.pt", ".lock"):
+            path.unlink()
+
+
 def no_last_and_no_config():
     os.remove("run/ckpt_last.pt")
     info = json.loads(Path("run/run.json").read_text())
@@ -159,7 +165,7 @@ REFUSED = [
     (TRAIN, "base.py", write("base.py", b"include('nowhere.py')\n"), ["nowhere.py", "does not exist"]),
 
     # Values that nothing can work with
-    (TRAIN, "--n_embd=14 --n_head=4", None, ["n_embd=14", "n_head=4"]),
+    *((script, "--n_embd=14 --n_head=4", None, ["n_embd=14", "n_head=4"]) for script in (TRAIN, BENCH)),
     (TRAIN, "--eval_interval=0", None, ["eval_interval=0", "at least 1"]),
     (TRAIN, "--batch_size=0", None, ["batch_size=0", "at least 1"]),
     (TRAIN, "--save_interval=-1", None, ["save_interval=-1.0", "at least 0"]),
@@ -250,6 +256,7 @@ REFUSED = [
     # Folders of runs
     (TRAIN, "--out_dir=run", None, ["holds a run", "--init_from=resume", "--overwrite=True"]),
     (TRAIN, "--out_dir=run --seed=1", remove("run/ckpt_last.pt"), ["holds a run", "--init_from=resume", "--overwrite=True"]),
+    (TRAIN, "--out_dir=run", only_the_best_model, ["run holds a run (ckpt.pt)", "cannot go on", "--overwrite=True"]),
     (TRAIN, "--out_dir=file/run", write("file", b"in the way"), ["file/run", "cannot write"]),
     (TRAIN, "--out_dir=file", write("file", b"in the way"), ["file", "cannot write"]),
     *((script, "--out_dir=nowhere", None, ["nowhere", "does not exist"]) for script in (SAMPLE, MATH, CAPITALS)),

@@ -66,9 +66,11 @@ def test_a_dataset_is_a_prepare_script_with_another_text(mine):
     assert "return capitals_text()" in script
     (folder / "prepare.py").write_text(script.replace("return capitals_text()", 'return "Humpty Dumpty sat on a wall. \\n" * 40'))
     assert "rhymes: 1,200 characters" in run(mine, "data/rhymes/prepare.py")
-    out = run(mine, "train_with_eval.py", *SHORT, "--dataset=rhymes", "--out_dir=rhymes", "--device=cpu")
-    assert "data rhymes, tasks none" in out and "complete at iteration 40" in out
-    assert run(mine, "sample.py", "--out_dir=rhymes", "--start=Humpty", "--num_samples=1", "--device=cpu").startswith("Humpty")
+    command = re.search(r"`python (train_with_eval\.py .*--dataset=<name> .*?)`", README)[1].replace("<name>", "rhymes")
+    out = run(mine, *command.split(), *SHORT, "--device=cpu")
+    assert "rhymes_28: 5,236 parameters, data rhymes, tasks none" in out and "complete at iteration 40" in out
+    assert {path.name for path in (mine / "rhymes_28").glob("*.pt")} == {"ckpt.pt", "ckpt_last.pt"}  # nothing is asked, so none is best at it
+    assert run(mine, "sample.py", "--out_dir=rhymes_28", "--start=Humpty", "--num_samples=1", "--device=cpu").startswith("Humpty")
 
 
 MULTIPLICATION = '''
