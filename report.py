@@ -575,14 +575,14 @@ def steps(runs):
 def introduction(runs, unfinished):
     """What this is about, how to read it, and the claims in one table."""
     many = [name for name in runs if "_seed_" in name]
-    machines = Counter(machine for run in runs.values() for machine in run.info["made_on"].split("; ") if machine)
     every = unfinished | runs
-    mlts = [every[name] for task in GRIDS.values() for suffix in ("", "_wd") if (name := f"{task}_mini_mlt{suffix}") in every]
-    partly = sum(bool(how_far(run)) for run in mlts)
+    mlts = {name: every[name] for task in GRIDS.values() for suffix in ("", "_wd") if (name := f"{task}_mini_mlt{suffix}") in every}
+    machines = Counter(machine for run in (runs | mlts).values() for machine in run.info["made_on"].split("; ") if machine)
+    partly = sum(bool(how_far(run)) for run in mlts.values())
     complete = len(mlts) - partly
     begun = f"has six runs, of which {complete} are complete and {partly} have begun"
     mlt = begun if mlts else "needs a GPU and is not run yet"
-    made = "; ".join(f"{count:,} runs were made on {machine}" for machine, count in machines.most_common())
+    made = "; ".join(f"{count:,} {'run was' if count == 1 else 'runs were'} made on {machine}" for machine, count in machines.most_common())
     return f"""# Results: how often the paper's findings come about again
 
 *Too Big to Think* (Barron and White, 2025, [arXiv:2506.09099](https://arxiv.org/abs/2506.09099)) trains tiny
@@ -608,6 +608,7 @@ wrote this page from the tables and the unfinished runs in [results/](results), 
 - `17 of 20 (85%, 64 to 95)` is a share with its 95% interval (Wilson); differences have Newcombe's.
 - Most runs were made by our own implementation of the update in C, the C step, which is tested against PyTorch's; whether it gives
   the same shares, {"[a section below](#does-the-step-matter)" if steps(runs) else "`experiments/steps.py`"} asks. {made}.
+  A run that was made in parts counts under each.
 - n14, n28 and n56 have no dropout. The MLT always has weight decay 0.1; in tables 2 to 4 it has dropout 0.2 too, in 5 to 7 none.
 - A number with `(at 1,250 of 30,000)` is of a run that has come to that iteration and not to its end: what it had at its best
   evaluation so far.

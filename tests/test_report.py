@@ -70,6 +70,16 @@ def test_the_tables_come_before_a_folder_of_the_same_run(tmp_path):
     assert len(read_runs(tmp_path)["math_mini_14"].rows) == 121  # so figures, tables and RESULTS.md tell of the same run
 
 
+def test_of_two_folders_of_a_run_the_one_that_is_further_counts(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name, further in (("both_mini_mlt", tmp_path / "runs"), ("math_mini_mlt", tmp_path)):
+        for folder in (tmp_path, tmp_path / "runs"):
+            (folder / name).mkdir()
+            rows = [[str(it), *"0" * (len(NEEDED) - 1)] for it in range(0, 1000 if folder == further else 500, 250)]
+            (folder / name / "results.csv").write_text("\n".join(map(",".join, [NEEDED, *rows])) + "\n")
+    assert {name: len(run.rows) for name, run in read_runs(tmp_path).items()} == {"both_mini_mlt": 4, "math_mini_mlt": 4}
+
+
 def test_generalizing_is_having_all_held_out_samples_right_at_the_last_evaluation():
     assert [report.generalizes(run) for run in (WHOLE, PASSING, MEMORY)] == [True, False, False]
     assert [report.at_best(run) for run in (WHOLE, PASSING, MEMORY)] == [True, True, False]
@@ -189,8 +199,8 @@ def test_results_md_is_what_the_published_tables_give(call, in_tmp, published):
         assert (ROOT / figure).stat().st_size < 500_000
 
 
-def test_what_the_readme_says_of_the_mlt_is_what_its_runs_have():
-    runs, said = read_runs(RESULTS), " ".join((ROOT / "README.md").read_text().split())
+def test_what_the_readme_says_of_the_mlt_is_what_its_runs_have(published):
+    runs, said = read_runs(published), " ".join((ROOT / "README.md").read_text().split())
     first, last = re.search(r"at its last two evaluations \(iterations ([\d,]+) and ([\d,]+) of 30,000\)", said).groups()
     alone, both = runs["math_mini_mlt_wd"].results, runs["both_mini_mlt"].results
     assert alone["iter"][-2:].tolist() == [float(it.replace(",", "")) for it in (first, last)]
@@ -208,15 +218,20 @@ def test_a_report_of_another_folder_links_to_the_figures_there(call, in_tmp, pub
     assert (in_tmp / "RESULTS_again.md").read_text() == expected and "(again/map.png)" in expected
 
 
-@pytest.mark.parametrize("picked", [r"facts_mini_14_seed_[12]", r"math_mini_14_held_out_2-[56]_seed_1", r"math_mini_14_seed_[12]", r"both_mini_16_seed_1"])
-def test_a_report_of_some_runs_links_to_figures_that_are_drawn(call, in_tmp, picked):
+@pytest.mark.parametrize("picked, figures", [
+    (r"facts_mini_14_seed_[12]", {"seeds_facts.png"}),
+    (r"math_mini_14_held_out_2-[56]_seed_1", {"pairs.png"}),
+    (r"math_mini_14_seed_[12]", {"map.png", "held_out.png", "seeds_math.png"}),
+    (r"both_mini_16_seed_1", set()),
+])
+def test_a_report_of_some_runs_links_to_figures_that_are_drawn(call, in_tmp, picked, figures):
     runs = {name: run for name, run in published_runs(RESULTS).items() if re.fullmatch(picked, name)}
     (in_tmp / "some" / "mine").mkdir(parents=True)
     write_tables(in_tmp / "some" / "mine", runs)
     assert call("plot_experiment.py", "--root_dir=some").returncode == 0
     assert call("report.py", "--root_dir=some", "--path=some.md").returncode == 0
     linked = re.findall(r"\]\((some/.*?\.png)\)", (in_tmp / "some.md").read_text())
-    assert all((in_tmp / figure).exists() for figure in linked), linked
+    assert set(linked) == {f"some/{figure}" for figure in figures} and all((in_tmp / figure).exists() for figure in linked)
 
 
 def test_the_seeds_are_drawn_as_median_and_quartiles_over_single_runs():
