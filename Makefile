@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV = .venv
 IN_VENV = $(VENV)/bin/python
 DATASETS = as_math facts_char both_math_and_facts
+# On a Mac not its GPU, which nothing has been tried on: the C step is made for the small models.
+SMALL_ON = $(if $(filter Darwin,$(shell uname -s)),--device=cpu)
 
 define FIGURES
 $(IN_VENV) plot_all_models.py --root_dir=results
@@ -18,17 +20,17 @@ endef
 
 demo: $(VENV)/ready data
 	@# A demo that was interrupted goes on where it stopped.
-	$(IN_VENV) train_with_eval.py config/train_math_mini_14.py $(if $(wildcard math_mini_14/run.json),--init_from=resume)
+	$(IN_VENV) train_with_eval.py config/train_math_mini_14.py $(SMALL_ON) $(if $(wildcard math_mini_14/run.json),--init_from=resume)
 	$(IN_VENV) plot_results.py --model_folder math_mini_14
-	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14
+	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14 $(SMALL_ON)
 
 paper: $(VENV)/ready
-	$(IN_VENV) run_experiment.py experiments/paper.py
+	$(IN_VENV) run_experiment.py experiments/paper.py $(SMALL_ON)
 	$(IN_VENV) run_experiment.py experiments/mlt.py
 	$(FIGURES)
 
 paper-small: $(VENV)/ready
-	$(IN_VENV) run_experiment.py experiments/paper.py
+	$(IN_VENV) run_experiment.py experiments/paper.py $(SMALL_ON)
 	$(FIGURES)
 
 test: $(VENV)/ready
