@@ -205,7 +205,10 @@ def test_what_the_readme_says_of_the_mlt_is_what_its_runs_have(published):
     alone, both = runs["math_mini_mlt_wd"].results, runs["both_mini_mlt"].results
     assert alone["iter"][-2:].tolist() == [float(it.replace(",", "")) for it in (first, last)]
     assert all(all_right(alone, "trained", at) and right_and_total(alone, "held_out", at)[0] == 0 for at in (-2, -1))
-    it, capitals, percent = re.search(r"at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)% of the trained", said).groups()
+    it, capitals = re.search(r"trained on the capitals alone, at iteration ([\d,]+), it knows (\d+) of the 50;", said).groups()
+    facts = runs["facts_mini_mlt"].results
+    assert (facts["iter"][-1], facts["facts_correct"][-1]) == (int(it.replace(",", "")), 10 * int(capitals))
+    it, capitals, percent = re.search(r"on both tasks, at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)% of the trained", said).groups()
     right, total = right_and_total(both, "trained")
     assert (both["iter"][-1], both["facts_correct"][-1], both["held_out_correct"][-1]) == (int(it.replace(",", "")), 10 * int(capitals), 0)
     assert round(100 * right / total) == int(percent)
