@@ -38,7 +38,7 @@ test: $(VENV)/ready
 
 data: $(DATASETS:%=data/%/meta.pkl)
 
-data/%/meta.pkl: data/%/prepare.py data/tasks.py data/dataset.py study/settings.py study/files.py | $(VENV)/ready
+data/%/meta.pkl: data/%/prepare.py study/tasks.py study/dataset.py study/settings.py study/files.py | $(VENV)/ready
 	$(IN_VENV) $<
 
 $(VENV)/ready: requirements.txt

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.dataset import DATA_DIR
+import train_with_eval
+from study.dataset import DATA_DIR
 from study.device import describe, machine, setup_device
 from study.files import write_files
 from study.run_folder import to_bytes
 from study.scoring import NUM_SAMPLES, TEMPERATURE, TOP_K, evaluate
-from study.settings import configure
+from study.settings import run_script
 from study.state import set_up
 from study.update import build, get_lr, make_train
 
@@ -148,8 +149,7 @@ def print_table(title, lines):
         print(f"  {name:34} {value}")
 
 
-if __name__ == "__main__":
-    cfg = configure({"__file__": str(Path(__file__).with_name("train_with_eval.py"))}, globals())
+def main(cfg):
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
     state, splits, tasks, resolved = set_up(cfg, device, dtype)
     model, batches, chars = state.model, state.batches, resolved["chars"]
@@ -225,3 +225,7 @@ if __name__ == "__main__":
             ("one evaluation", f"{1000 * plain_eval:.0f} ms, {plain_eval / evaluated:.0f} times as long"),
             ("whole run", f"{plain_whole:.0f} s, {plain_whole / whole:.1f} times as long"),
         ])
+
+
+if __name__ == "__main__":
+    run_script(main, vars(train_with_eval), globals())

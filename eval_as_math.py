@@ -8,9 +8,10 @@
 import re
 from pathlib import Path
 
-from data.tasks import GROUPS, arithmetic
+from study import StudyError
+from study.tasks import GROUPS, arithmetic
 from study.scoring import ask, open_model, print_problems, print_total, tally
-from study.settings import configure, fail
+from study.settings import run_script
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_math.pt, else ckpt.pt
@@ -45,10 +46,9 @@ def print_table(table):
         print(f"{a:<4}" + "".join(f"{cells[a, b]:>{width}}" for b in operands))
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".pdf") or not Path(cfg.plot).parent.is_dir()):
-        fail(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that is there")
+        raise StudyError(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that is there")
     model = open_model(cfg, "ckpt_best_math.pt", "math_mini_14")
     task = arithmetic(model.held_out, cfg.max_operand)
     asked = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
@@ -69,6 +69,10 @@ if __name__ == "__main__":
             print_total(f"{GROUPS[group]} beyond single digits", *beyond)
     print_total(f"held out ({model.held_out})", *tally(problems, answers, lambda problem: problem.held_out))
     if cfg.plot:
-        from study.figures import draw_answers, save_figure  # matplotlib takes its time
+        from study.experiments.figures import draw_answers, save_figure  # matplotlib takes its time
 
         save_figure(draw_answers(tables), Path(cfg.plot))
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -4,9 +4,9 @@
     python eval_capitals.py --out_dir=facts_mini_28
 """
 
-from data.tasks import GROUPS, capitals
+from study.tasks import GROUPS, capitals
 from study.scoring import ask, open_model, print_problems, print_total, tally
-from study.settings import configure
+from study.settings import run_script
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n28
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_facts.pt, else ckpt.pt
@@ -15,9 +15,12 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     task = capitals()
     answers = ask(open_model(cfg, "ckpt_best_facts.pt", "facts_mini_28"), task, task.problems, cfg.seed)
     print_problems(task.problems, answers)
     print_total(GROUPS["facts"], *tally(task.problems, answers))
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

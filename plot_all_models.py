@@ -7,9 +7,9 @@
 import math
 from pathlib import Path
 
-from study.figures import TWO_COLUMNS, draw_accuracies, draw_nothing, label_iterations, plt, save_figure, titled
-from study.results import config_params, find_runs, how_far
-from study.settings import configure
+from study.experiments.figures import TWO_COLUMNS, draw_accuracies, draw_nothing, label_iterations, plt, save_figure, titled
+from study.experiments.results import config_params, find_runs, how_far
+from study.settings import run_script
 
 root_dir = "."  # folder of runs or of experiments; the grids are written there
 suffix = ""  # of the runs' names and of the grids: _wd for controlled regularization
@@ -45,9 +45,12 @@ def plot_grid(panels, runs, title=""):
     return figure
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     for grid, panels in grids.items():
         title = TITLES[grid] + REGULARIZED.get(cfg.suffix, "")
         save_figure(plot_grid(panels, runs, title), Path(cfg.root_dir) / f"grid_{grid}{cfg.suffix}.{cfg.format}", dpi=300)
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from data.tasks import HELD_OUT, arithmetic
-from study.figures import COLUMN, CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure
-from study.results import all_right, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of
-from study.settings import configure, fail
-from study.statistics import quartiles, wilson
+from study import StudyError
+from study.tasks import HELD_OUT, arithmetic
+from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure
+from study.experiments.results import all_right, orders_of, pairs_of, published_runs, right_and_total, seeds_of, widths_of
+from study.settings import run_script
+from study.experiments.statistics import quartiles, wilson
 
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
 format = "png"  # or pdf, for print
@@ -211,15 +212,18 @@ def plot_pairs(runs):
     return figure
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     runs = published_runs(Path(cfg.root_dir))
     figures = {f"seeds_{task}": plot_seeds(task, runs) for task in ("math", "facts", "both")}
     figures |= {"accuracy": plot_accuracy(runs), "map": plot_map(runs), "held_out": plot_held_out(runs),
                 "orders": plot_orders(runs), "pairs": plot_pairs(runs)}
     if not any(figures.values()):
-        fail(f"{cfg.root_dir} holds no runs that a figure shows: python run_experiment.py experiments/seeds.py makes some")
+        raise StudyError(f"{cfg.root_dir} holds no runs that a figure shows: python run_experiment.py experiments/seeds.py makes some")
     for name, figure in figures.items():
         if figure:
             many_lines = name.startswith("seeds") or name == "held_out"
             save_figure(figure, Path(cfg.root_dir) / f"{name}.{cfg.format}", dpi=200 if many_lines else 300)
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

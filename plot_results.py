@@ -6,9 +6,10 @@
 
 from pathlib import Path
 
-from study.figures import COLUMN, draw_accuracies, label_iterations, plt, save_figure, titled
-from study.results import how_far, read_run
-from study.settings import configure, fail
+from study import StudyError
+from study.experiments.figures import COLUMN, draw_accuracies, label_iterations, plt, save_figure, titled
+from study.experiments.results import how_far, read_run
+from study.settings import run_script
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
 log_x = False  # logarithmic iteration axis
@@ -20,7 +21,7 @@ def plot_run(folder, log_x):
     run = read_run(folder)
     results = run.results
     if log_x and results["iter"].max() <= 0:
-        fail(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
+        raise StudyError(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
     figure, ax = plt.subplots(figsize=(COLUMN, 2.2))
     artists = draw_accuracies(ax, results)
     ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, run.info["num_params"], how_far(run)))
@@ -38,6 +39,9 @@ def plot_run(folder, log_x):
     return figure
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     save_figure(plot_run(cfg.model_folder, cfg.log_x), Path(cfg.model_folder) / f"plot.{cfg.format}")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tasks import HELD_OUT
+from study import StudyError
+from study.tasks import HELD_OUT
 from study.files import write_files
-from study.results import (
+from study.experiments.results import (
     GRIDS, SIZES, all_right, best_evaluation, by_seed, how_far, late_evaluations, orders_of, pairs_of, published_runs, read_runs,
     right_and_total, seeds_of, widths_of,
 )
-from study.settings import configure, fail
-from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
-from study.tables import HEADINGS, TABLES, markdown, of_the_paper, percent
+from study.settings import run_script
+from study.experiments.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
+from study.experiments.tables import HEADINGS, TABLES, markdown, of_the_paper, percent
 
 root_dir = "results"  # folder of the experiments' tables
 path = "RESULTS.md"  # where to write
@@ -562,7 +563,7 @@ def steps(runs):
         f"{alike} of the {len(shared)}; by chance it would be {by_chance:.1f}. "
         f"With all seeds that the C step has, {rate_of(every, generalizes)} generalize.",
         "In float32 the gradient of a trained model is off from that in float64 by a few parts in 100,000, the C step's less than three times as\n"
-        "far as PyTorch's; a test in `tests/test_fast_step.py` holds it to that.",
+        "far as PyTorch's; a test in `tests/test_c_step.py` holds it to that.",
         markdown("What computes the updates", rows),
         "(The three have their seeds in common; the intervals and tests take them as independent.)",
         "An interval of the differences leaves out 0: the step or the precision matters." if told else
@@ -592,7 +593,7 @@ digits but 5+7, 7+5, 5-7 and 7-5, on 50 capital cities, or on both, each with we
 with dropout and without). It has one run for each. Here are {len(many):,} runs with other seeds, widths, orders of the lines and
 held-out pairs, and {len(runs) - len(many)} with the paper's seed, 1337: its cells and its search for the smallest model. `python report.py`
 wrote this page from the tables and the unfinished runs in [results/](results), and a test fails if it does not agree with them;
-[study/experiments.py](study/experiments.py) says what the tables' columns mean.
+[study/experiments/runs.py](study/experiments/runs.py) says what the tables' columns mean.
 
 - Each problem is asked ten times at a temperature of 0.01, so that the ten answers are nearly always the same: 40
   held-out samples right are four problems right.
@@ -655,12 +656,11 @@ def report(runs, unfinished, results="results"):
     return "\n\n".join(part for part in parts if part).replace("](results", f"]({results}") + "\n"
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     root = Path(cfg.root_dir)
     runs = published_runs(root)
     if not runs:
-        fail(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
+        raise StudyError(f"{cfg.root_dir} holds no runs: python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
     files = {Path(cfg.path): report(runs, unfinished, Path(os.path.relpath(root, Path(cfg.path).parent)).as_posix())}
     if cfg.readme:
@@ -669,9 +669,13 @@ if __name__ == "__main__":
         try:
             text, found = re.subn(title + r"\n\n(\|.*\n)+", table + "\n", Path(cfg.readme).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            fail(f"cannot read {cfg.readme}: {getattr(error, 'strerror', 'it is not text')}")
+            raise StudyError(f"cannot read {cfg.readme}: {getattr(error, 'strerror', 'it is not text')}")
         if not found:
-            fail(f"{cfg.readme} has no table to bring up to date: one under the line {table.splitlines()[0]}")
+            raise StudyError(f"{cfg.readme} has no table to bring up to date: one under the line {table.splitlines()[0]}")
         files[Path(cfg.readme)] = text
     write_files({path: text.encode() for path, text in files.items()})
     print(f"wrote {' and '.join(map(str, files))}")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -6,7 +6,7 @@
 What the tables in <root_dir> hold already is not made again. Each other run has its folder in <root_dir>/runs,
 with what it printed in train.log; experiments share these folders, complete runs are skipped and those that
 were cut off go on: after any interruption the same command does. On a CPU a run has one core and one thread;
-on a GPU runs of equal shape train together (study/stack.py). study/experiments.py says what is in the tables.
+on a GPU runs of equal shape train together (study/fast/stack.py). study/experiments/runs.py says what is in the tables.
 """
 
 import math
@@ -19,16 +19,16 @@ import time
 import types
 from pathlib import Path
 
-import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
+from study import ROOT, StudyError  # first: from here on Ctrl-C ends in one line
 import torch
 
-from data.dataset import read_meta
+from study.dataset import read_meta
 from study.device import setup_device
-from study.experiments import config_file, config_of, dataset_of, finished_run, named, require_same_run, train_settings, write_tables
-from study.results import ROOT, params_of, published_runs, read_tables
+from study.experiments.runs import config_file, config_of, dataset_of, finished_run, named, require_same_run, train_settings, write_tables
+from study.experiments.results import params_of, published_runs, read_tables
 from study.run_folder import read_run_json
-from study.settings import catch_stop, configure, exit_on_signals, fail
-from study.stack import OWN, train_stack
+from study.settings import catch_stop, exit_on_signals, run_script
+from study.fast.stack import OWN, train_stack
 from study.state import require_same_settings
 
 runs = []  # the runs, each a {setting: value}: what the experiment's file is there to say
@@ -71,7 +71,7 @@ def prepare(experiment):
     """Prepares every dataset that the runs are trained on."""
     for command in dict.fromkeys(dataset_of(settings)[1] for settings in experiment.values()):
         if subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode:
-            fail(f"python {' '.join(command)} failed", status=1)
+            raise StudyError(f"python {' '.join(command)} failed", status=1)
 
 
 def start(settings, folder, device, threads):
@@ -114,7 +114,8 @@ def train_stacks(experiment, folders, waiting, done, device, memory, finish):
     A run that cannot go on in its stack is left as it is, and so are the runs of one that does not fit into memory.
     memory: bytes that a stack may take.
     """
-    signals = catch_stop()
+    stopping = catch_stop()
+    signals = stopping.__enter__()
     for names in stacks_of({name: experiment[name] for name in waiting}, done, device, memory):
         cfgs = []
         for name in names:
@@ -196,7 +197,7 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0):
     try:
         table.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"cannot make the folder {table}: {error.strerror}")
+        raise StudyError(f"cannot make the folder {table}: {error.strerror}")
     folders = {name: root / "runs" / name for name in experiment}
     finished, done = made_before(experiment, root, folders)
     unlisted = {name: run for name, run in read_tables(table).items() if name not in experiment} if (table / "runs.csv").exists() else {}
@@ -272,8 +273,7 @@ def run_side_by_side(experiment, folders, waiting, done, device, jobs, threads, 
     return failed
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     device = setup_device(cfg.device)[0]
     on_cpu = device.type == "cpu"
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others
@@ -287,4 +287,8 @@ if __name__ == "__main__":
     stack_memory = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0  # half of what is free
     failed = run_all(named(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads, stack_memory)
     if failed:
-        fail(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)
+        raise StudyError(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them again", status=1)
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -6,11 +6,11 @@
 
 from pathlib import Path
 
-import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
+from study import StudyError  # first: from here on Ctrl-C ends in one line
 import torch
 
 from study.scoring import open_model, sample
-from study.settings import configure, fail
+from study.settings import run_script
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt.pt
@@ -24,20 +24,19 @@ device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     prompt = cfg.start
     if prompt.startswith("FILE:"):
         try:
             prompt = Path(prompt.removeprefix("FILE:")).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            fail(f"cannot read the prompt {prompt.removeprefix('FILE:')}: {error}")
+            raise StudyError(f"cannot read the prompt {prompt.removeprefix('FILE:')}: {error}")
     if not prompt:
-        fail("the prompt is empty; --start needs at least one character")
+        raise StudyError("the prompt is empty; --start needs at least one character")
     trained = open_model(cfg, "ckpt.pt", "math_mini_14")
     unknown = sorted(set(prompt) - set(trained.chars))
     if unknown:
-        fail(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {trained.path}: {trained.chars!r}")
+        raise StudyError(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {trained.path}: {trained.chars!r}")
 
     generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(cfg.seed)
     with trained.autocast:
@@ -46,3 +45,7 @@ if __name__ == "__main__":
     for text in texts:
         print(prompt + text)
         print("---------------")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -6,17 +6,21 @@
 RESULTS.md has them with many seeds beside.
 """
 
-from study.results import find_runs
-from study.settings import configure
-from study.tables import search_table, table
+from study.experiments.results import find_runs
+from study.settings import run_script
+from study.experiments.tables import search_table, table
 
 root_dir = "."  # folder of runs or of experiments
 suffix = ""  # of the runs' names: _wd for controlled regularization
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+
+def main(cfg):
     grids, runs = find_runs(cfg.root_dir, cfg.suffix)
     tables = [table(grid, panels, runs, cfg.suffix) for grid, panels in grids.items()]
     if not cfg.suffix:
         tables.append(search_table(runs))
     print("\n\n".join(tables))
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 
-import study  # noqa: F401, first: from here on a Ctrl-C ends in one line
+from study import StudyError  # first: from here on Ctrl-C ends in one line
 import torch
 import torch.distributed as dist
 
@@ -23,7 +23,7 @@ from study.device import setup_device
 from study.progress import Progress, timed
 from study.run_folder import RunFolder, launcher
 from study.scoring import evaluate, require_finite
-from study.settings import catch_stop, configure, fail
+from study.settings import catch_stop, run_script
 from study.state import resume, set_up
 from study.update import get_lr, make_train
 
@@ -72,9 +72,9 @@ cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto
 def check(cfg):
     """Ends the program if settings do not go together (settings.py has the range of each)."""
     if not cfg.out_dir.strip():
-        fail("out_dir is empty: --out_dir must name a folder")
+        raise StudyError("out_dir is empty: --out_dir must name a folder")
     if cfg.init_from == "resume" and cfg.overwrite:
-        fail("init_from=resume goes on with a run and overwrite=True replaces it: give one of the two")
+        raise StudyError("init_from=resume goes on with a run and overwrite=True replaces it: give one of the two")
 
 
 def in_any_process(condition, device):
@@ -96,13 +96,12 @@ def resume_command(world_size):
     return (f"OMP_NUM_THREADS={threads} " if threads else "") + f"{launcher(world_size)} {shlex.join(arguments)} --init_from=resume"
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     check(cfg)
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if cfg.batch_size % world_size:
-        fail(f"batch_size={cfg.batch_size} is not divisible by the {world_size} processes")
+        raise StudyError(f"batch_size={cfg.batch_size} is not divisible by the {world_size} processes")
     if world_size > 1 or cfg.wandb_log:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a socket that another end closed is an error then, no silent death
     if world_size > 1:
@@ -111,7 +110,7 @@ if __name__ == "__main__":
         try:
             import wandb
         except ImportError:
-            fail("wandb_log=True needs the package wandb: pip install wandb")
+            raise StudyError("wandb_log=True needs the package wandb: pip install wandb")
 
     # build
     state, splits, tasks, resolved = set_up(cfg, device, dtype, rank, world_size)
@@ -140,7 +139,8 @@ if __name__ == "__main__":
     for note in notes if rank == 0 else []:
         print(f"note: {note}", file=sys.stderr)
 
-    signals = catch_stop()
+    stopping = catch_stop()
+    signals = stopping.__enter__()
     saved = time.monotonic()
     while True:
         due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
@@ -186,3 +186,7 @@ if __name__ == "__main__":
         sys.exit(128 + (signals[0] if signals else signal.SIGTERM))  # without: another process was told to stop
     progress.say(f"{cfg.out_dir}: complete at iteration {it}; this time " + ", ".join(
         f"{name} {value:.1f} s" for name, value in seconds.items()))
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

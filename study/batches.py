@@ -2,7 +2,7 @@
 
 import torch
 
-from data.dataset import read_tokens
+from study.dataset import read_tokens
 
 
 def load_splits(dataset, block_size, device):

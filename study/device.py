@@ -9,7 +9,7 @@ import subprocess
 
 import torch
 
-from study.settings import fail
+from study import StudyError
 
 
 def setup_device(device="auto", dtype="auto"):
@@ -29,15 +29,15 @@ def setup_device(device="auto", dtype="auto"):
             torch.cuda.set_device(device)  # first of all: what comes before it would be put on GPU 0
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, AttributeError):  # the last: a build without CUDA
-        fail(f"device '{device}' is not available here; --device=auto finds one that is", of_all=False)
+        raise StudyError(f"device '{device}' is not available here; --device=auto finds one that is", of_all=False)
     if device.type not in ("cuda", "mps", "cpu"):
-        fail(f"device '{device}' cannot train or sample; use cuda, mps, cpu or auto")
+        raise StudyError(f"device '{device}' cannot train or sample; use cuda, mps, cpu or auto")
 
     if dtype == "auto":
         bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if bfloat16 else "float16" if device.type == "cuda" else "float32"
     if dtype == "float16" and device.type != "cuda":
-        fail("dtype float16 needs a CUDA device; use float32 or bfloat16")
+        raise StudyError("dtype float16 needs a CUDA device; use float32 or bfloat16")
     if device.type == "cpu":
         keep_freed_memory()
     autocast = contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))

@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from study.settings import fail
+from study import StudyError
 
 
 def temporary_of(path, writer):
@@ -27,7 +27,7 @@ def write_files(files):
         for path in files:
             os.replace(temporary[path], path)
     except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}; it is left unchanged")
+        raise StudyError(f"cannot write {path}: {error.strerror}; it is left unchanged")
     finally:
         for name in temporary.values():
             with contextlib.suppress(OSError):
@@ -47,4 +47,4 @@ def append_to_file(path, text):
         with open(path, "ab") as file:
             file.write(text.encode())
     except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}")
+        raise StudyError(f"cannot write {path}: {error.strerror}")

@@ -18,18 +18,19 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import read_meta
-from data.tasks import HELD_OUT
+from study import ROOT, StudyError
+from study.dataset import read_meta
+from study.tasks import HELD_OUT
 from model import GPT, GPTConfig
 from study.device import machine, output_of
 from study.files import append_to_file, remove_leftovers, write_files
-from study.settings import fail
+
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
-PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "paper"  # models that are part of the project
+PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 
 class RunFolder:
@@ -42,23 +43,23 @@ class RunFolder:
         self.cfg, self.folder = cfg, Path(cfg.out_dir)
         began = any((self.folder / name).exists() for name in ("run.json", "ckpt_last.pt"))
         if cfg.init_from == "resume" and not began:
-            fail(f"there is no run to resume in {self.folder}; without --init_from=resume a new one starts")
+            raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new one starts")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / ".lock", "w")
         except OSError as error:
-            fail(f"cannot write into {self.folder}: {error.strerror}")
+            raise StudyError(f"cannot write into {self.folder}: {error.strerror}")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the kernel, however we end
         except OSError:
-            fail(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
+            raise StudyError(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
         files = [self.folder / name for name in FILES]
         remove_leftovers(files)
         held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
                 goes_on = "--init_from=resume goes on with it" if began else "it cannot go on without run.json and ckpt_last.pt"
-                fail(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True replaces it, another --out_dir leaves it alone")
+                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True replaces it, another --out_dir leaves it alone")
             for path in held:
                 path.unlink()
 
@@ -179,9 +180,9 @@ def read_checkpoint(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # cannot run code
     except Exception as error:  # a damaged file can raise almost anything
         reason = error if "checksum" in str(error) else type(error).__name__
-        fail(f"{path} is damaged or not a checkpoint ({reason})")
+        raise StudyError(f"{path} is damaged or not a checkpoint ({reason})")
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        fail(f"{path} is not a checkpoint of a model: it lacks 'model' and 'model_args'")
+        raise StudyError(f"{path} is not a checkpoint of a model: it lacks 'model' and 'model_args'")
     return checkpoint
 
 
@@ -189,11 +190,11 @@ def find_checkpoint(out_dir, *names):
     """Path of the first of these checkpoints that the folder holds; ends the program if it holds none."""
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
-        fail(f"folder {out_dir} does not exist: --out_dir must name the folder of a trained model")
+        raise StudyError(f"folder {out_dir} does not exist: --out_dir must name the folder of a trained model")
     path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
     if path is None:
         held = ", ".join(sorted(p.name for p in out_dir.glob("*.pt"))) or "no checkpoint at all"
-        fail(f"{out_dir} holds no {' and no '.join(names)}; it holds {held}")
+        raise StudyError(f"{out_dir} holds no {' and no '.join(names)}; it holds {held}")
     return path
 
 
@@ -212,7 +213,7 @@ def load_weights(model, state_dict, path):
         model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state_dict.items()})
     except (RuntimeError, AttributeError, TypeError) as error:
         details = str(error).splitlines()
-        fail(f"{path} does not fit its model: {details[min(1, len(details) - 1)].strip()}")
+        raise StudyError(f"{path} does not fit its model: {details[min(1, len(details) - 1)].strip()}")
 
 
 def load_model(path, device):
@@ -225,11 +226,11 @@ def load_model(path, device):
     try:
         model = GPT(GPTConfig(**checkpoint["model_args"]))
     except (TypeError, ValueError, RuntimeError) as error:
-        fail(f"{path} describes no model that can be built: {error}")
+        raise StudyError(f"{path} describes no model that can be built: {error}")
     load_weights(model, checkpoint["model"], path)
     chars = checkpoint.get("chars")
     if chars is None:
         chars, _ = read_meta(checkpoint.get("config", {}).get("dataset", ""))
     if len(chars) != model.config.vocab_size:
-        fail(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
+        raise StudyError(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
     return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.tasks import COUNTED, GROUPS
+from study import StudyError
+from study.tasks import COUNTED, GROUPS
 from model import GPT, next_token_probabilities
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
-from study.settings import fail
+
 
 # Paper, section 3.3, and the published code.
 NUM_SAMPLES = 10  # of each problem
@@ -121,7 +122,7 @@ def said_most(problems, answers):
 def require_finite(number, iter_num):
     """Ends the program, before anything more is written, if a loss or the sum of the weights is not a number."""
     if not math.isfinite(number):
-        fail(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; "
+        raise StudyError(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; "
              "try a lower --learning_rate", status=1)
 
 
@@ -188,7 +189,7 @@ def ask(trained, task, problems, seed):
     """Answers of a TrainedModel to problems of a task, as answer() gives them."""
     unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems) + task.stop) - set(trained.chars))
     if unknown:
-        fail(f"{trained.path} was not trained on this task: its vocabulary lacks {''.join(unknown)!r}")
+        raise StudyError(f"{trained.path} was not trained on this task: its vocabulary lacks {''.join(unknown)!r}")
     print(f"{trained.path}, {NUM_SAMPLES} samples of each problem")
     generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(seed)
     with trained.autocast:

@@ -1,41 +1,46 @@
-"""The command line of every script: its settings, their ranges, --help, and errors in one line.
+"""The command line of every script: settings, their ranges, --help, and errors in one line.
 
 A script states each setting as an assignment with a comment,
 
     max_iters = 30_000  # updates in total
 
-and calls `cfg = configure(globals())`. The arguments are then applied from left to right, later
-ones winning: a name without dashes is a config file, Python that assigns to the settings, and
---key=value (or --key value, or --key alone for a switch) sets one.
+and ends in `run_script(main, globals())`, which calls main(cfg). The arguments are applied from left to
+right and later ones win. A name without dashes is a config file: Python that assigns to settings.
+--key=value sets one setting; so does --key value, and --key alone switches one on.
 """
 
 import ast
 import atexit
+import contextlib
 import difflib
 import functools
 import math
 import os
+import runpy
 import signal
 import sys
 import traceback
 import types
 from pathlib import Path
 
-# What a setting may be, whichever script it belongs to: (lowest, highest), both allowed, or the possible values.
+from study import StudyError
+
+# Lowest and highest value of a setting, both allowed, whichever script it belongs to.
 BELOW_1 = math.nextafter(1, 0)
 FINITE = sys.float_info.max
 RANGES = {
-    **dict.fromkeys(
-        "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd mlp_expansion eval_interval log_interval "
-        "num_samples max_new_tokens top_k blocks block_iters evals matrix_size".split(), (1, math.inf)),
-    **dict.fromkeys("learning_rate min_lr warmup_iters lr_decay_iters max_iters weight_decay grad_clip save_interval "
-                    "jobs".split(), (0, FINITE)),
-    "max_operand": (0, 199),  # 80,000 problems
+    "n_layer": (1, 1_000), "n_head": (1, 10**7), "n_embd": (1, 10**7), "mlp_expansion": (1, 10_000),
+    "block_size": (1, 10**9), "batch_size": (1, 10**12), "gradient_accumulation_steps": (1, 10_000),
+    "max_iters": (0, 10**15), "warmup_iters": (0, 10**15), "lr_decay_iters": (0, 10**15),
+    "eval_interval": (1, 10**15), "log_interval": (1, 10**15),
+    "num_samples": (1, 10**12), "max_new_tokens": (1, 10**6), "top_k": (1, 10**9),
+    "blocks": (1, 10**6), "block_iters": (1, 10**6), "evals": (1, 10**6), "matrix_size": (1, 10**6),
+    **dict.fromkeys("learning_rate min_lr weight_decay grad_clip save_interval".split(), (0, FINITE)),
     **dict.fromkeys("dropout beta1 beta2".split(), (0, BELOW_1)),
     "temperature": (1e-6, FINITE),
-    "seed": (0, 2**32 - 1),
-    "data_seed": (-1, 2**32 - 1),
-    "line_seed": (-1, 2**32 - 1),
+    "jobs": (0, 10_000),
+    "max_operand": (0, 199),  # 80,000 problems
+    "seed": (0, 2**32 - 1), "data_seed": (-1, 2**32 - 1), "line_seed": (-1, 2**32 - 1),
 }
 CHOICES = {
     "init_from": ("scratch", "resume"),
@@ -45,38 +50,45 @@ CHOICES = {
     "compile": ("auto", True, False),
     "cuda_graph": ("auto", True, False),
 }
+TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", list: "a list"}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def fail(message, status=2, of_all=True):
-    """Ends the program with one line on standard error.
+def run_script(main, *namespaces):
+    """Calls main(cfg) with the settings of the command line; exits with one line if it raises StudyError.
 
-    of_all: under torchrun, every process meets this error, and process 0 speaks for them.
-    """
-    if os.environ.get("RANK", "0") == "0" or not of_all:
-        print("error: " + " ".join(str(message).split("\n")), file=sys.stderr)
-    sys.exit(status)
-
-
-def configure(*namespaces):
-    """Reads sys.argv over the settings of one or more modules (their globals).
-
-    Returns a SimpleNamespace of all settings. If a config file is given and nothing sets `out_dir`,
-    that is the file's name without `train_`. Any mistake ends the program with status 2. From here
-    on, Ctrl-C and SIGTERM end it through SystemExit, with status 130 and 143 and no traceback.
+    namespaces: as for configure(). Ctrl-C, SIGTERM and SIGHUP end the script through SystemExit.
     """
     atexit.register(_flush_output)
     exit_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks is escaped
+    try:
+        main(configure(*namespaces))
+    except StudyError as error:
+        if os.environ.get("RANK", "0") == "0" or not error.of_all:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+
+
+def configure(*namespaces, arguments=None):
+    """Reads arguments, those of the command line unless given, over the settings of modules.
+
+    namespaces: the globals of each module, vars(module). Returns a SimpleNamespace of all settings. If a
+    config file is given and nothing sets `out_dir`, that is the file's name without `train_`. Raises
+    StudyError.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     settings = {}  # name -> (default, meaning)
     for namespace in namespaces:
-        settings.update(stated_settings(namespace["__file__"]))
-    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        settings.update(stated_settings(namespace))
+    if "--help" in arguments or "-h" in arguments:
         _print_help(namespaces[-1]["__doc__"], settings)
         sys.exit(0)
 
     given = {}
     config_file = None
-    arguments = sys.argv[1:]
     while arguments:
         argument = arguments.pop(0)
         if not argument.startswith("--"):
@@ -92,7 +104,7 @@ def configure(*namespaces):
             elif arguments and not arguments[0].startswith("--"):
                 text = arguments.pop(0)
             else:
-                fail(f"--{key} needs a value: --{key}={default if default != '' else '...'}")
+                raise StudyError(f"--{key} needs a value: --{key}={default if default != '' else '...'}")
         given[key] = _checked(settings, key, _parsed(text, default), argument)
 
     values = {key: default for key, (default, _) in settings.items()} | given
@@ -103,58 +115,83 @@ def configure(*namespaces):
     return types.SimpleNamespace(**values)
 
 
+def stated_settings(namespace):
+    """{name: (default, meaning)} of the lower-case, commented assignments of a module, from its globals.
+
+    Names and comments are read from the source, values from the executed module.
+    """
+    return {name: (namespace[name], meaning) for name, meaning in _comments(namespace["__file__"]).items()
+            if type(namespace.get(name)) in TYPES}
+
+
+@functools.cache
+def _comments(path):
+    """{name: comment} of the commented assignments at the top level of a script."""
+    source = Path(path).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    comments = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            if comment.startswith("#"):
+                comments |= {name: comment.strip(" #") for name in names if name.islower()}
+    return comments
+
+
+@functools.cache  # an experiment asks for each of its runs
+def settings_of(script):
+    """stated_settings() of a script by its path."""
+    return stated_settings(runpy.run_path(str(script)) | {"__file__": str(script)})
+
+
+def defaults_of(script):
+    """{name: default} of a script's settings."""
+    return {key: default for key, (default, _) in settings_of(script).items()}
+
+
 def check_setting(key, value, script):
-    """`value` as what a script's setting can be; ends the program if its type or its range is not that."""
-    value = _checked(stated_settings(script), key, value, key)
+    """`value` as what a script's setting can be; raises StudyError if its type or its range is not that."""
+    value = _checked(settings_of(script), key, value, key)
     _require_range(key, value)
     return value
 
 
 def _existing_config(argument, settings):
-    """The path of a config file that was named without dashes; says what may have been meant if there is none."""
+    """The path of a config file; raises StudyError that says what may have been meant if there is none."""
     key = argument.lstrip("-").partition("=")[0]
     if key in settings:
-        fail(f"'{argument}' is no setting: --{argument.lstrip('-')} is")
+        raise StudyError(f"'{argument}' is no setting: --{argument.lstrip('-')} is")
     folder = next((key for key in ("out_dir", "model_folder", "root_dir") if key in settings), "")
     if Path(argument).is_dir() and folder:
-        fail(f"'{argument}' is a folder and no config file: --{folder}={argument} names it")
+        raise StudyError(f"'{argument}' is a folder and no config file: --{folder}={argument} names it")
     in_config = Path("config") / f"train_{argument}.py"
     if not Path(argument).exists() and in_config.exists():
-        fail(f"there is no config file {argument}: {in_config} is one")
+        raise StudyError(f"there is no config file {argument}: {in_config} is one")
     return Path(argument)
 
 
+def _shown(value):
+    """A value for an error message, cut where it is long."""
+    try:
+        text = repr(value) if not isinstance(value, (int, float)) else str(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
 def _require_range(key, value):
-    """Ends the program if a setting has a value that nothing can work with."""
+    """Raises StudyError if a setting has a value that nothing can work with."""
     if key in CHOICES and value not in CHOICES[key]:
-        fail(f"{key}='{value}' is not one of {', '.join(map(str, CHOICES[key]))}")
+        raise StudyError(f"{key}='{value}' is not one of {', '.join(map(str, CHOICES[key]))}")
     if key in RANGES:
         lowest, highest = RANGES[key]
         if not value >= lowest:
-            fail(f"{key}={value} must be at least {lowest}")
+            raise StudyError(f"{key}={_shown(value)} must be at least {lowest}")
         if value > highest:
-            bound = f"at most {highest}" if type(value) is int else "below 1" if highest == BELOW_1 else "finite"
-            fail(f"{key}={value} must be {bound}")
-
-
-@functools.cache  # an experiment asks for each of its runs
-def stated_settings(script):
-    """{name: (default, meaning)} of a script's lower-case, commented assignments of a literal."""
-    source = Path(script).read_text(encoding="utf-8")
-    lines = source.splitlines()
-    stated = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-            if name.islower() and comment.strip().startswith("#"):
-                stated[name] = (ast.literal_eval(node.value), comment.strip(" #"))
-    return stated
-
-
-def defaults_of(script):
-    """{name: default} of a script's settings."""
-    return {key: default for key, (default, _) in stated_settings(script).items()}
+            bound = {BELOW_1: "below 1", FINITE: "finite"}.get(highest, f"at most {highest}")
+            raise StudyError(f"{key}={_shown(value)} must be {bound}")
 
 
 def _print_help(doc, settings):
@@ -166,28 +203,35 @@ def _print_help(doc, settings):
         print(f"  {shown[key]:{width}}  {meaning}")
 
 
-def run_config_file(path):
-    """Runs a config file and returns the names it assigned, but for those with a leading underscore, which are its own.
+def run_config_file(path, including=()):
+    """Runs a config file; returns what it assigned, without names that begin with an underscore.
 
-    Inside it, include("other.py") runs another file of the same folder first.
+    Inside it, include("other.py") runs another file of the same folder first. including: the files that
+    are being run already, so that a circle is noticed. Raises StudyError.
     """
+    path = Path(path)
+    circle = [*including, path]
+    if path in including:
+        raise StudyError(f"config file {path} includes itself: {' includes '.join(map(str, circle))}")
 
     def include(name):
-        names.update(run_config_file(path.parent / name))
+        names.update(run_config_file(path.parent / name, circle))
 
     names = {"__file__": str(path), "include": include}
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (FileNotFoundError, IsADirectoryError):
-        fail(f"config file {path} does not exist (settings are given as --key=value)")
+        raise StudyError(f"config file {path} does not exist (settings are given as --key=value)")
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"cannot read config file {path}: {getattr(error, 'strerror', 'it is not text')}")
+        raise StudyError(f"cannot read config file {path}: {getattr(error, 'strerror', 'it is not text')}")
     try:
         exec(compile(source, str(path), "exec"), names)
-    except Exception as error:
+    except StudyError:  # of a file that it includes
+        raise
+    except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
-        fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
+        raise StudyError(f"config file {path}, line {line}: {type(error).__name__}: {error}")
     return {
         key: value
         for key, value in names.items()
@@ -198,7 +242,8 @@ def run_config_file(path):
 def _default(settings, key, where):
     if key not in settings:
         nearest = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
-        fail(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}' (--help lists all)")
+        raise StudyError(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}' "
+                         "(--help lists all)")
     return settings[key][0]
 
 
@@ -213,42 +258,55 @@ def _parsed(text, default):
 
 
 def _checked(settings, key, value, where):
-    """`value` if its type is that of the default; an int is taken where a float is expected."""
+    """`value` if its type is that of the default; a whole number becomes a float where one is expected."""
     default = _default(settings, key, where)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
+    if type(default) is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            raise StudyError(f"{where}: '{key}' must be a number, like {default!r}, not {_shown(value)}")
     if type(value) is type(default) or (isinstance(value, bool) and value in CHOICES.get(key, ())):
         return value
-    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", list: "a list"}
-    fail(f"{where}: '{key}' must be {expected[type(default)]}, like {default!r}, not {value!r}")
+    raise StudyError(f"{where}: '{key}' must be {TYPES[type(default)]}, like {default!r}, "
+                     f"not {_shown(value)}")
 
 
+@contextlib.contextmanager
 def catch_stop():
-    """From here on a first Ctrl-C or SIGTERM only asks to stop; a second one ends the program.
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP only asks to stop; a second one ends the program.
 
-    Returns the list that the first one's number is put into.
+    Yields the list that the first one's number is put into.
     """
     signals = []
 
-    def ask(signum, _):
+    def stop(signum, _):
         signals.append(signum)
         exit_on_signals()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, ask)
-    return signals
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    _handle_stop_signals(stop)
+    try:
+        yield signals
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def exit_on_signals():
+    """From here on Ctrl-C, SIGTERM and SIGHUP end the program at once, through SystemExit."""
+    _handle_stop_signals(lambda signum, _: sys.exit(128 + signum))
+
+
+def _handle_stop_signals(handler):
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signum, handler)
 
 
 def _flush_output():
-    """The last of the output is written when a program ends, where an error would be a traceback of the interpreter's own."""
+    """Writes the last of the output while its errors can still be told in one line."""
     try:
         sys.stdout.flush()
     except OSError as error:
         print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
         os._exit(1)
-
-
-def exit_on_signals():
-    """From here on a Ctrl-C or SIGTERM ends the program at once, through SystemExit."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, _: sys.exit(128 + signum))

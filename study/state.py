@@ -6,11 +6,12 @@ import os
 import torch
 import torch.distributed as dist
 
-from data.dataset import read_meta
-from data.tasks import tasks_spelled_by
+from study import StudyError
+from study.dataset import read_meta
+from study.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
 from study.run_folder import read_checkpoint, read_run_json
-from study.settings import fail
+
 from study.update import build
 
 # What may differ when a run is resumed. Of these only another device changes the weights: resume() compares what dtype comes to.
@@ -49,7 +50,7 @@ class TrainingState:
         """Before training begins: AdamW's tensors are new ones afterwards. Raises KeyError, ValueError, RuntimeError."""
         rank = dist.get_rank() if dist.is_initialized() else 0
         if len(state["random_states"]) != (dist.get_world_size() if dist.is_initialized() else 1):
-            fail(f"this run was made by {len(state['random_states'])} processes: resume it with as many")
+            raise StudyError(f"this run was made by {len(state['random_states'])} processes: resume it with as many")
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -96,7 +97,7 @@ def require_same_settings(cfg, config):
     """Ends the program unless a run that was started with `config` can go on with cfg."""
     for key, value in config.items():
         if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
-            fail(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
 
 
 def resume(state, cfg, resolved):
@@ -106,21 +107,21 @@ def resume(state, cfg, resolved):
         info = read_run_json(cfg.out_dir)
         require_same_settings(cfg, info.get("config", {}))
         if info.get("saved_iter_num"):  # it had one
-            fail(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
+            raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
                  "--overwrite=True starts it anew")
         return
     last = read_checkpoint(path)
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
-        fail(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
+        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
     require_same_settings(cfg, last["config"])
     for key in ("chars", "held_out", "dtype"):
         if last[key] != resolved[key]:
-            fail(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {resolved[key]!r}: resume it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {resolved[key]!r}: resume it as it was")
     if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest of their text
-        fail(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
+        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
     try:
         state.load_state_dict(last)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        fail(f"{path} does not fit the run: {str(error).splitlines()[0]}")
+        raise StudyError(f"{path} does not fit the run: {str(error).splitlines()[0]}")
     if state.iter_num > cfg.max_iters:
-        fail(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")
+        raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")

@@ -16,10 +16,11 @@ import torch._dynamo
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from study import StudyError
 from model import GPT, gpt_config, shared_contexts
-from study import fast_step
+from study.fast import c_step
 from study.device import seed_everything
-from study.settings import fail
+
 
 BLOCK = 100  # updates that one call makes at most, where that saves time
 
@@ -40,7 +41,7 @@ def build(cfg, vocab_size, device):
     try:
         model = GPT(gpt_config(vars(cfg), vocab_size)).to(device)
     except ValueError as error:
-        fail(error)
+        raise StudyError(error)
     return model, model.configure_optimizer(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2))
 
 
@@ -206,10 +207,10 @@ def make_train(model, optimizer, scaler, windows, cfg, device, dtype, autocast):
     """(train, step_name, notes): the step that is the fastest for this run, what it is called, and what there is to say of it."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     notes = []
-    if cfg.fast and device.type == "cpu" and dtype == "float32" and world_size == 1 and fast_step.applies_to(model.config):
-        step, step_name = fast_step.load_step(model.config)
+    if cfg.fast and device.type == "cpu" and dtype == "float32" and world_size == 1 and c_step.applies_to(model.config):
+        step, step_name = c_step.load_step(model.config)
         if step:
-            train = fast_step.make_fast_train(model, optimizer, windows, cfg, step)
+            train = c_step.make_fast_train(model, optimizer, windows, cfg, step)
             train.max_updates = BLOCK
             torch.set_num_threads(1)  # evaluations of models this small gain nothing from more, and wait for each other
             return train, step_name, notes

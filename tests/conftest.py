@@ -57,10 +57,10 @@ def copy_project(folder):
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """A copy of the project with its data prepared; the data of `call` too."""
-    import data.dataset
+    import study.dataset
 
     folder = copy_project(tmp_path_factory.mktemp("project"))
-    data.dataset.DATA_DIR = folder / "data"
+    study.dataset.DATA_DIR = folder / "data"
     return folder
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import ROOT, SHORT, refused
 
-import data.dataset
-from data.dataset import write_dataset
-from data.tasks import arithmetic_text
+import study.dataset
+from study.dataset import write_dataset
+from study.tasks import arithmetic_text
 
 TRAIN, SAMPLE, MATH, CAPITALS, BENCH, EXPERIMENT = (
     "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
@@ -334,7 +334,7 @@ REFUSED = [
 def here(in_tmp, project, runs, monkeypatch):
     """The test's folder, with what this file's docstring says."""
     shutil.copytree(project / "data", "data")
-    monkeypatch.setattr(data.dataset, "DATA_DIR", in_tmp / "data")
+    monkeypatch.setattr(study.dataset, "DATA_DIR", in_tmp / "data")
     for source, name in (("math_mini_14", "run"), ("facts_mini_14", "facts")):
         shutil.copytree(runs / source, name)
     return in_tmp

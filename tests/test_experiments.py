@@ -15,8 +15,9 @@ import torch
 from conftest import ROOT, refused
 
 import run_experiment
-from study.experiments import RUN_COLUMNS, config_of, grid, named, write_tables
-from study.results import NEEDED, Run, read_runs, read_tables, scores_of
+from study import StudyError
+from study.experiments.runs import RUN_COLUMNS, config_of, grid, named, write_tables
+from study.experiments.results import NEEDED, Run, read_runs, read_tables, scores_of
 from study.settings import run_config_file
 
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
@@ -120,9 +121,8 @@ def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_sett
     before = (folder / "ckpt_last.pt").read_bytes()
     info = json.loads((folder / "run.json").read_text())
     (tmp_path / "mine/runs.csv").unlink()
-    with pytest.raises(SystemExit):
+    with pytest.raises(StudyError, match="was started with learning_rate=0.01, not 0.02"):
         run(learning_rate=0.02)
-    assert "was started with learning_rate=0.01, not 0.02" in capfd.readouterr().err
     (folder / "ckpt_last.pt").unlink()  # as if it had been killed before its only save
     (folder / "run.json").write_text(json.dumps(info | {"saved_iter_num": 0}))
     assert run() == [] and "0 of 1 runs complete" in capfd.readouterr().out
@@ -144,12 +144,12 @@ def test_runs_of_before_and_after_a_task_was_added_share_a_table(tmp_path):
     _, evaluations = tables(tmp_path)
     assert [(row["run"], row["mul_correct"], row["mul_total"], row["val_loss"]) for row in evaluations] == [("old", "0", "0", "1"), ("new", "7", "10", "1")]
     (tmp_path / "evaluations.csv.gz").write_bytes(gzip.compress(b"run,iter\nold,0\n"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(StudyError):
         read_tables(tmp_path)
 
 
 def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
-    Path("mine.py").write_text("from study.experiments import grid\nruns = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")
+    Path("mine.py").write_text("from study.experiments.runs import grid\nruns = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")
     result = script("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=2")
     assert result.returncode == 0, result.stderr
     _, evaluations = tables(in_tmp / "mine")
@@ -233,9 +233,8 @@ def test_a_published_run_of_another_config_is_not_taken_for_this_one(project, mo
     asked = {"math_mini_14": {"config": "math_mini_14", "weight_decay": 0}, "facts_mini_14_wd": {"config": "facts_mini_14_wd"}}
     assert run_experiment.run_all(asked, **options) == []
     for column, theirs, ours in (("n_embd", "14", 15), ("weight_decay", "0.0", 0.1), ("line_seed", "-1", 3), ("held_out", "5,7", "1,2")):
-        with pytest.raises(SystemExit):
+        with pytest.raises(StudyError, match=f"math_mini_14 is in the tables already, with {column}={theirs} and not {ours}: "):
             run_experiment.run_all({"math_mini_14": {"config": "math_mini_14", column: ours}}, **options)
-        assert f"math_mini_14 is in the tables already, with {column}={theirs} and not {ours}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")), ids=lambda folder: folder.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.dataset import read_tokens
+from study.dataset import read_tokens
 from model import GPT, GPTConfig, shared_contexts
 from study.batches import load_splits
 from study.scoring import sample

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHORT, cells_of_row, rounds_as_published, rows_of
 
-from study import fast_step
-from study.results import best_evaluation, how_far, read_runs
-from study.tables import table
+from study.fast import c_step
+from study.experiments.results import best_evaluation, how_far, read_runs
+from study.experiments.tables import table
 
 RESULTS = ROOT / "results"
 COLUMNS = "iter,add_correct,add_total,sub_correct,sub_total,facts_correct,facts_total,val_loss,held_out_correct,held_out_total"
@@ -91,7 +91,7 @@ def test_the_tables_of_the_published_runs_are_printed(call, suffix, titles):
 
 
 @rounds_as_published
-@pytest.mark.skipif(fast_step.find_compiler() is None, reason="the published runs were made by the C step, which needs a compiler")
+@pytest.mark.skipif(c_step.find_compiler() is None, reason="the published runs were made by the C step, which needs a compiler")
 @pytest.mark.parametrize("name", ["math_mini_14", "both_mini_28_wd"])
 def test_a_new_run_begins_with_the_published_evaluations(call, in_tmp, name):
     assert call("train_with_eval.py", ROOT / "config" / f"train_{name}.py", "--max_iters=500").returncode == 0

@@ -10,7 +10,7 @@ import pytest
 
 import plot_all_models
 import plot_results
-from study.results import find_runs, read_run
+from study.experiments.results import find_runs, read_run
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -51,7 +51,7 @@ def test_a_model_size_is_a_config_and_a_panel(mine):
     name, content = re.search(r"`(config/train_math_mini_20\.py)` with\n\n```\n(.*?)```", README, re.DOTALL).groups()
     (mine / name).write_text(content)
     assert "math_mini_20: 2,800 parameters" in run(mine, "train_with_eval.py", name, *SHORT, "--device=cpu")
-    add(mine / "study/results.py", '"n14": "14", ', '"n20": "20", ')
+    add(mine / "study/experiments/results.py", '"n14": "14", ', '"n20": "20", ')
     panels = "import plot_all_models as p; print([ax.get_title() for ax in p.plot_grid(p.find_runs('.', '')[0]['math'], {}).axes if ax.axison])"
     assert [title.split(" ")[0] for title in ast.literal_eval(run(mine, "-c", panels))] == ["n14", "n20", "n28", "n56", "MLT"]
     assert re.search(r"^\| n20 \| – / 2,800 \| – / \d", run(mine, "tabulate_all_models.py", "--root_dir=."), re.MULTILINE)
@@ -87,7 +87,7 @@ def multiplication_text():
 
 
 def test_a_task_is_its_problems_its_text_two_columns_and_a_colour(mine):
-    tasks, scoring, figures = mine / "data/tasks.py", mine / "study/scoring.py", mine / "study/figures.py"
+    tasks, scoring, figures = mine / "study/tasks.py", mine / "study/scoring.py", mine / "study/experiments/figures.py"
     add(tasks, '"facts": "capitals"', ', "mul": "multiplication"')
     add(tasks, 'return Task("facts", problems, 20, "\\n", read_first_line)\n', MULTIPLICATION)
     add(tasks, "for task in (arithmetic(held_out), capitals()", ", multiplication()")

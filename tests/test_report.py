@@ -9,8 +9,8 @@ from conftest import ROOT, cells_of_row
 
 import plot_experiment
 import report
-from study.experiments import write_tables
-from study.results import NEEDED, Run, all_right, columns, published_runs, read_runs, right_and_total
+from study.experiments.runs import write_tables
+from study.experiments.results import NEEDED, Run, all_right, columns, published_runs, read_runs, right_and_total
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 RESULTS = ROOT / "results"

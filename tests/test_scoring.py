@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.dataset import read_meta
-from data.tasks import CAPITALS, tasks_spelled_by
+from study.dataset import read_meta
+from study.tasks import CAPITALS, tasks_spelled_by
 from study.batches import load_splits
 from study.scoring import accuracies, evaluate
 

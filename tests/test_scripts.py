@@ -10,7 +10,7 @@ import torch
 from conftest import PATIENCE, refused, run_inside
 
 from study import scoring
-from study.figures import draw_answers
+from study.experiments.figures import draw_answers
 
 SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
 
@@ -92,9 +92,9 @@ def test_capitals_show_the_wrong_answers(call, knowing):
 
 
 def test_a_checkpoint_is_enough_to_sample_and_score_without_data(call, runs, monkeypatch, tmp_path):
-    import data.dataset
+    import study.dataset
 
-    monkeypatch.setattr(data.dataset, "DATA_DIR", tmp_path / "no data")
+    monkeypatch.setattr(study.dataset, "DATA_DIR", tmp_path / "no data")
     folder = runs / "math_mini_14"
     assert call("sample.py", f"--out_dir={folder}", "--start=<7-5", "--num_samples=1").returncode == 0
     assert call("eval_as_math.py", f"--out_dir={folder}").returncode == 0

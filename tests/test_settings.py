@@ -7,7 +7,8 @@ from conftest import ROOT
 
 import train_with_eval
 from study.device import setup_device
-from study.settings import configure, fail
+from study import StudyError
+from study.settings import configure, run_script
 
 
 @pytest.fixture
@@ -106,8 +107,14 @@ def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
 
 def test_process_0_speaks_for_all_and_each_for_an_error_of_its_own(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
-        fail("of all")
-    with pytest.raises(SystemExit):
-        setup_device("cuda:99")
+    monkeypatch.setattr("sys.argv", ["a script"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Ctrl-C stays pytest's
+
+    def fails(cfg):
+        raise StudyError("of all")
+
+    for main in (fails, lambda cfg: setup_device("cuda:99")):
+        with pytest.raises(SystemExit) as stop:
+            run_script(main, vars(train_with_eval))
+        assert stop.value.code == 2
     assert capsys.readouterr().err == "error: device 'cuda:99' is not available here; --device=auto finds one that is\n"

@@ -11,10 +11,11 @@ import torch
 from conftest import rows_of
 
 import run_experiment
-from study import stack, update
+from study import update
+from study.fast import stack
 from study.batches import Batches, load_splits
-from study.experiments import config_of, grid, named
-from study.results import read_tables
+from study.experiments.runs import config_of, grid, named
+from study.experiments.results import read_tables
 from study.state import TrainingState
 
 CPU = torch.device("cpu")

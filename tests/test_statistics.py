@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from study.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
+from study.experiments.statistics import difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson
 
 
 @pytest.mark.parametrize("right, total, low, high", [

@@ -7,11 +7,12 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from any directory
+sys.path.insert(0, str(Path(__file__).absolute().parents[2]))  # to run from any directory
 
-from data.dataset import write_dataset
-from data.tasks import arithmetic_text
-from study.settings import configure, fail
+from study import StudyError
+from study.dataset import write_dataset
+from study.tasks import arithmetic_text
+from study.settings import run_script
 
 line_seed = -1  # shuffles the lines; -1: the published order
 held_out = "5,7"  # pairs whose sums and differences are left out, like 3,4 or 3,4;1,8, or none
@@ -22,10 +23,13 @@ def text(line_seed=line_seed, held_out=held_out):
     return arithmetic_text(line_seed, held_out)
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     try:
         content = text(cfg.line_seed, cfg.held_out)
     except ValueError as error:
-        fail(error)
+        raise StudyError(error)
     write_dataset(cfg.folder or Path(__file__).resolve().parent, content, cfg.held_out)
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

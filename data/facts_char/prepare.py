@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to run from any directory
+sys.path.insert(0, str(Path(__file__).absolute().parents[2]))  # to run from any directory
 
-from data.dataset import write_dataset
-from data.tasks import capitals_text
-from study.settings import configure
+from study.dataset import write_dataset
+from study.tasks import capitals_text
+from study.settings import run_script
 
 folder = ""  # where to write; beside this file unless set
 
@@ -16,6 +16,9 @@ def text():
     return capitals_text()
 
 
-if __name__ == "__main__":
-    cfg = configure(globals())
+def main(cfg):
     write_dataset(cfg.folder or Path(__file__).resolve().parent, text())
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -3,16 +3,19 @@
 The layout is nanoGPT's. Ends the program with one line if a file is missing or damaged.
 """
 
+import functools
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
 
-from data.tasks import HELD_OUT, parse_pairs
+from study import ROOT, StudyError
+from study.tasks import HELD_OUT, parse_pairs
 from study.files import write_files
-from study.settings import fail
 
-DATA_DIR = Path(__file__).resolve().parent
+
+DATA_DIR = ROOT / "data"
 
 
 def write_dataset(folder, text, held_out="none"):
@@ -22,11 +25,11 @@ def write_dataset(folder, text, held_out="none"):
     """
     folder = Path(folder)
     if not text:
-        fail(f"the text of {folder.name} is empty: nothing would be left to train on")
+        raise StudyError(f"the text of {folder.name} is empty: nothing would be left to train on")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"cannot make the folder {folder}: {error.strerror}")
+        raise StudyError(f"cannot make the folder {folder}: {error.strerror}")
     chars = sorted(set(text))
     stoi = {char: i for i, char in enumerate(chars)}
     tokens = np.array([stoi[char] for char in text], dtype=np.uint16).tobytes()
@@ -61,14 +64,24 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
+def text_of(dataset, **settings):
+    """The text that data/<dataset>/prepare.py writes with these settings."""
+    return _prepare_script(dataset)["text"](**settings)
+
+
+@functools.cache
+def _prepare_script(dataset):
+    return runpy.run_path(str(ROOT / "data" / dataset / "prepare.py"))
+
+
 def read_meta(dataset):
     """(chars, meta) of data/<dataset>: the vocabulary as one string in the order of ids, and meta.pkl."""
     folder = DATA_DIR / dataset
     if not folder.is_dir() or dataset in ("", "."):
         known = sorted({path.parent.name for name in ("prepare.py", "meta.pkl") for path in DATA_DIR.glob(f"*/{name}")})
-        fail(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(known)}")
+        raise StudyError(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(known)}")
     if not (folder / "meta.pkl").exists():
-        fail(f"dataset '{dataset}' is not prepared: {_prepare_again(dataset)}")
+        raise StudyError(f"dataset '{dataset}' is not prepared: {_prepare_again(dataset)}")
     try:
         with open(folder / "meta.pkl", "rb") as file:
             meta = _PlainUnpickler(file).load()
@@ -77,7 +90,7 @@ def read_meta(dataset):
             raise ValueError("stoi and itos disagree")
         parse_pairs(meta.setdefault("held_out", HELD_OUT))  # one that does not say is of the paper's text
     except Exception as error:  # a damaged pickle can raise almost anything
-        fail(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): {_prepare_again(dataset)}")
+        raise StudyError(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): {_prepare_again(dataset)}")
     return chars, meta
 
 
@@ -89,16 +102,16 @@ def read_tokens(dataset, split, block_size):
     try:
         raw = (DATA_DIR / dataset / f"{split}.bin").read_bytes()
     except OSError as error:
-        fail(f"cannot read {name} ({error.strerror}): {again}")
+        raise StudyError(f"cannot read {name} ({error.strerror}): {again}")
     if len(raw) % 2:
-        fail(f"{name} has an odd number of bytes ({len(raw)}), so it is no list of uint16 ids: {again}")
+        raise StudyError(f"{name} has an odd number of bytes ({len(raw)}), so it is no list of uint16 ids: {again}")
     tokens = np.frombuffer(raw, dtype=np.uint16).astype(np.int64)
     written = meta.get("tokens", {}).get(split, len(tokens))
     if len(tokens) != written:
-        fail(f"{name} holds {len(tokens)} tokens but was written with {written}: {again}")
+        raise StudyError(f"{name} holds {len(tokens)} tokens but was written with {written}: {again}")
     if len(tokens) <= block_size:
-        fail(f"{name} holds {len(tokens)} tokens, too few for one window of block_size={block_size}: "
+        raise StudyError(f"{name} holds {len(tokens)} tokens, too few for one window of block_size={block_size}: "
              f"a block_size of at most {max(len(tokens) - 1, 0)} fits")
     if tokens.max() >= meta["vocab_size"]:
-        fail(f"{name} holds the id {tokens.max()}, outside its vocabulary of {meta['vocab_size']}: {again}")
+        raise StudyError(f"{name} holds the id {tokens.max()}, outside its vocabulary of {meta['vocab_size']}: {again}")
     return tokens

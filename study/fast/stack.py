@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import adamw
+from study import StudyError
 from study.progress import timed
 from study.run_folder import RunFolder
 from study.scoring import evaluate
@@ -137,12 +138,11 @@ def open_member(cfg, device, dtype):
 
 
 def attempt(function, *arguments):
-    """What a function returns; None if it ends the program with the error of one member, which it has told."""
+    """What a function returns; None, with the error printed, if it raises StudyError."""
     try:
         return function(*arguments)
-    except SystemExit as error:
-        if error.code >= 128:  # a signal
-            raise
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Compiles fast_step.c for a model, once, and trains with it: PyTorch's updates many times faster on a CPU."""
+"""Compiles c_step.c for a model, once, and trains with it: PyTorch's updates many times faster on a CPU."""
 
 import ctypes
 import hashlib
@@ -20,13 +20,13 @@ SOURCE = Path(__file__).with_suffix(".c")
 # -fno- flags give up errno and traps only, and not a bit of a result.
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 NATIVE = [["-march=native"], ["-mcpu=native"], []]  # all of this processor's vectors; what a compiler knows of these
-# The parameters in the order of Params in fast_step.c.
+# The parameters in the order of Params in c_step.c.
 PARAMETERS = ["wte", "wpe", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj",
               "h.0.ln_1", "h.0.ln_2", "ln_f"]
 
 
 def applies_to(config):
-    """Whether fast_step.c computes this GPTConfig."""
+    """Whether c_step.c computes this GPTConfig."""
     return config.n_layer == 1 and config.n_head == 1 and not config.bias and config.dropout == 0 and config.block_size <= 256
 
 
@@ -75,7 +75,7 @@ def compile_step(config, dtype, compiler, native, folder, anew=False):
 
 
 def load_step(config, dtype=torch.float32):
-    """(step, step_name): the function train() of fast_step.c, compiled and loaded, and a phrase that says with what.
+    """(step, step_name): the function train() of c_step.c, compiled and loaded, and a phrase that says with what.
 
     Where that is not possible, (None, why not).
     """
@@ -97,7 +97,7 @@ def load_step(config, dtype=torch.float32):
             except OSError as error:
                 said = str(error)
         else:
-            return None, f"{shlex.join(compiler)} could not compile study/fast_step.c: {said}"
+            return None, f"{shlex.join(compiler)} could not compile study/fast/c_step.c: {said}"
     finally:
         if folder.name != "too-big-to-think":
             shutil.rmtree(folder, ignore_errors=True)  # what is loaded stays loaded
@@ -110,7 +110,7 @@ def load_step(config, dtype=torch.float32):
 
 
 def sorted_windows(windows):
-    """The distinct windows of a split, as fast_step.c wants them.
+    """The distinct windows of a split, as c_step.c wants them.
 
     windows: int64 tensor (n, T + 1). Returns int32 arrays: the distinct ones, sorted (m, T + 1); with
     how many tokens each begins like the one before (m,); and which of them each window is (n,).

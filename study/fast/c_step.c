@@ -18,9 +18,9 @@ Every sum has one order, whatever the compiler and the width of its vectors: sum
 and contexts run one term after the other, the lanes of a vector belong to different sums, and whether
 a product is rounded before it is added is written out (fma_), not left to the compiler. So the same
 weights and batches give the same bytes on every machine with IEEE arithmetic, as long as the compiler
-does not contract or reorder (fast_step.py says with which flags).
+does not contract or reorder (c_step.py says with which flags).
 
-Constants, given by fast_step.py: T block_size, V vocab_size, C n_embd, H the hidden width of the MLP,
+Constants, given by c_step.py: T block_size, V vocab_size, C n_embd, H the hidden width of the MLP,
 and real, which is float (or double, to compare with autograd).
 */
 #include <math.h>
@@ -62,7 +62,7 @@ typedef union { vec v[CV]; real x[CV * W]; } features; // all features of one co
 typedef union { vec v[HV]; real x[HV * W]; } hidden;
 typedef union { vec v[TV]; real x[TV * W]; } keys;     // one number for each position
 
-// The model's parameters, and their gradients, in the order of fast_step.py.
+// The model's parameters, and their gradients, in the order of c_step.py.
 typedef struct {
     real wte[V][C], wpe[T][C], attn[3 * C][C], proj[C][C], fc[H][C], mlp_proj[C][H], ln_1[C], ln_2[C], ln_f[C];
 } Params;

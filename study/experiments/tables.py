@@ -1,7 +1,7 @@
 """The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
 
-from data.tasks import GROUPS, HELD_OUT
-from study.results import LATE, best_evaluation, config_params, how_far, late_evaluations, right_and_total
+from study.tasks import GROUPS, HELD_OUT
+from study.experiments.results import LATE, best_evaluation, config_params, how_far, late_evaluations, right_and_total
 
 HEADINGS = GROUPS | {"combined": "combined"}
 # Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.

@@ -17,12 +17,13 @@ import re
 
 import torch
 
-from data.tasks import COUNTED, arithmetic, parse_pairs
+from study import ROOT, StudyError
+from study.tasks import COUNTED, arithmetic, parse_pairs
 from study.files import write_files
-from study.results import ROOT, Run, columns, read_info, read_rows, scores_of
+from study.experiments.results import Run, columns, read_info, read_rows, scores_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
-from study.settings import check_setting, defaults_of, fail, run_config_file, stated_settings
+from study.settings import check_setting, defaults_of, run_config_file, settings_of
 
 DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
@@ -84,44 +85,44 @@ def named(runs):
     for settings in runs:
         same = experiment.setdefault(run_name(settings), settings)
         if (config_of(same), dataset_of(same)) != (config_of(settings), dataset_of(settings)):
-            fail(f"{same} and {settings} in `runs` would both be called {run_name(settings)}")
+            raise StudyError(f"{same} and {settings} in `runs` would both be called {run_name(settings)}")
     return experiment
 
 
 def check_runs(runs):
     """Ends the program if `runs` is no list of settings that can be trained with."""
     if not runs:
-        fail("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
+        raise StudyError("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
     for settings in runs:
         if not isinstance(settings, dict) or "config" not in settings:
-            fail(f"{settings!r} in `runs` is not the settings of a run, such as {{'config': 'math_mini_14', 'seed': 1}}")
+            raise StudyError(f"{settings!r} in `runs` is not the settings of a run, such as {{'config': 'math_mini_14', 'seed': 1}}")
         if not config_file(settings).exists():
-            fail(f"config='{settings['config']}' in `runs`: there is no {config_file(settings).relative_to(ROOT)}")
-    trains = stated_settings(ROOT / "train_with_eval.py").keys() - RUNNERS
+            raise StudyError(f"config='{settings['config']}' in `runs`: there is no {config_file(settings).relative_to(ROOT)}")
+    trains = settings_of(ROOT / "train_with_eval.py").keys() - RUNNERS
     checked = set()  # a grid repeats each value many times
     for settings in runs:
         script = ROOT / "data" / str(config_of(settings)["dataset"]) / "prepare.py"
         if not script.exists():
-            fail(f"dataset='{config_of(settings)['dataset']}' in `runs`: there is no {script.relative_to(ROOT)} that prepares it")
-        prepares = stated_settings(script).keys() & set(DATA_SETTINGS)
+            raise StudyError(f"dataset='{config_of(settings)['dataset']}' in `runs`: there is no {script.relative_to(ROOT)} that prepares it")
+        prepares = settings_of(script).keys() & set(DATA_SETTINGS)
         for key, value in settings.items():
             if key == "config" or (script, key, str(value)) in checked:
                 continue
             if key not in trains | prepares:
                 nearest = difflib.get_close_matches(key, trains | prepares, n=1, cutoff=0.0)[0]
-                fail(f"'{key}' in `runs` is no setting of a run on {script.parent.name}; the nearest is '{nearest}'")
+                raise StudyError(f"'{key}' in `runs` is no setting of a run on {script.parent.name}; the nearest is '{nearest}'")
             check_setting(key, value, script if key in prepares else ROOT / "train_with_eval.py")
             if key == "held_out":
                 try:
                     parse_pairs(value)
                 except ValueError as error:
-                    fail(error)
+                    raise StudyError(error)
             checked.add((script, key, str(value)))
         config = config_of(settings)
         if config["n_embd"] % config["n_head"]:
-            fail(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by n_head={config['n_head']}")
+            raise StudyError(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by n_head={config['n_head']}")
         if config["max_iters"] < 1:
-            fail(f"{run_name(settings)}: max_iters={config['max_iters']} must be at least 1")
+            raise StudyError(f"{run_name(settings)}: max_iters={config['max_iters']} must be at least 1")
 
 
 def config_file(settings):
@@ -160,7 +161,7 @@ def require_same_run(name, settings, run):
     for column in [column for column in SETTING_COLUMNS if column in asked and column != "config"]:
         theirs, ours = run.info[column], asked[column]
         if ours not in ("auto", theirs if isinstance(ours, str) else float(theirs)):
-            fail(f"{name} is in the tables already, with {column}={theirs} and not {ours}: another --root_dir makes it anew")
+            raise StudyError(f"{name} is in the tables already, with {column}={theirs} and not {ours}: another --root_dir makes it anew")
 
 
 def finished_run(name, settings, folder):

@@ -1,6 +1,6 @@
 // Prints how far the step's exp and normal distribution function in float32 are from the C library's in double: the
 // largest error of exp in units in the last place, the largest exp below -87, and the largest error of erf.
-#include "fast_step.c"
+#include "c_step.c"
 #include <stdio.h>
 
 int main(void) {

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from data.tasks import GROUPS
+from study.tasks import GROUPS
 from study.files import write_files
 
 # Sizes are those of print: figures are one column of a paper wide or two, with text of 8 points.

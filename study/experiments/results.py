@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib
 import re
 import sys
 import zlib
@@ -12,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.tasks import COUNTED, GROUPS, HELD_OUT
+from study import ROOT, StudyError
+from study.dataset import text_of
+from study.tasks import COUNTED, GROUPS, HELD_OUT
 from model import GPT, gpt_config
 from study.device import describe
 from study.run_folder import load_model, read_run_json
-from study.settings import defaults_of, fail, run_config_file
+from study.settings import defaults_of, run_config_file
 
-ROOT = Path(__file__).resolve().parents[1]
 GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what its runs' names begin with
 SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # model -> what its runs' names end with
 LATE = 20_000  # evaluations from this iteration on are late ones
@@ -30,7 +30,7 @@ COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in COUNTED 
 
 
 class Run(NamedTuple):
-    info: dict  # its row of runs.csv (study/experiments.py says what each column means), or as much as its folder tells
+    info: dict  # its row of runs.csv (study/experiments/runs.py says what each column means), or as much as its folder tells
     rows: list  # its rows of results.csv, {column: text}
     results: dict  # columns() of them
 
@@ -50,25 +50,25 @@ def read_rows(path):
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"cannot read {path} ({getattr(error, 'strerror', 'it is not text')}): it must be a run's results")
+        raise StudyError(f"cannot read {path} ({getattr(error, 'strerror', 'it is not text')}): it must be a run's results")
     if lines and not lines[-1].endswith("\n"):
         print(f"note: the last line of {path} is cut off and left out", file=sys.stderr)
         lines.pop()
     reader = csv.DictReader(lines)
     missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
     if not lines:
-        fail(f"{path} is empty: it holds rows once the run's first evaluation is done")
+        raise StudyError(f"{path} is empty: it holds rows once the run's first evaluation is done")
     if missing:
-        fail(f"{path} is no results file of a run: it lacks the columns {', '.join(missing)}")
+        raise StudyError(f"{path} is no results file of a run: it lacks the columns {', '.join(missing)}")
     rows = []
     for row in reader:
         try:
             columns([row])
         except (TypeError, ValueError):
-            fail(f"{path}, line {reader.line_num}: not a number in every column; remove the line or run again")
+            raise StudyError(f"{path}, line {reader.line_num}: not a number in every column; remove the line or run again")
         rows.append(row)
     if not rows:
-        fail(f"{path} holds no evaluation yet: wait for the run's first one")
+        raise StudyError(f"{path} holds no evaluation yet: wait for the run's first one")
     return rows
 
 
@@ -91,7 +91,7 @@ def read_runs(root_dir):
     """
     root = Path(root_dir)
     if not root.is_dir():
-        fail(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
+        raise StudyError(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
     runs = published_runs(root)
     folders = [path.parent for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
     others = [read_run(folder) for folder in folders if folder.name not in runs]
@@ -119,7 +119,7 @@ def read_tables(folder):
             raise ValueError("a run without evaluations")
         return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        fail(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged ({type(error).__name__}: {error}): "
+        raise StudyError(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged ({type(error).__name__}: {error}): "
              "restore them, or remove both and run the experiment again")
 
 
@@ -218,7 +218,7 @@ def scores_of(results):
 
 def params_of(config):
     """Parameters of the model that settings of train_with_eval.py, all of them, describe."""
-    vocab_size = len(set(importlib.import_module(f"data.{config['dataset']}.prepare").text()))
+    vocab_size = len(set(text_of(config["dataset"])))
     with torch.device("meta"):  # shapes only
         return GPT(gpt_config(config, vocab_size)).num_params()
 
@@ -253,7 +253,7 @@ def find_runs(root_dir, suffix):
     names = [name for panels in grids.values() for name in panels.values()]
     missing = [name for name in names if name not in runs]
     if missing == names:
-        fail(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: "
+        raise StudyError(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: "
              + (f"train one, python train_with_eval.py config/train_{names[0]}.py, or set --root_dir" if config_params(names[0])
                 else f"there are no configs of these names, and --suffix={suffix} is not _wd"))
     for name in missing:

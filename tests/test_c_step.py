@@ -14,12 +14,12 @@ from conftest import ROOT, SHORT, refused
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig
-from study import fast_step
+from study.fast import c_step
 from study.batches import load_splits
 from study.device import cpu_info
 from study.run_folder import load_model
 
-needs_a_compiler = pytest.mark.skipif(fast_step.find_compiler() is None, reason="needs a C compiler")
+needs_a_compiler = pytest.mark.skipif(c_step.find_compiler() is None, reason="needs a C compiler")
 DATASETS = {"as_math": (17, 9), "facts_char": (51, 24), "both_math_and_facts": (66, 24)}  # vocabulary, block
 
 
@@ -52,9 +52,9 @@ def plain_updates(cfg, windows, model, optimizer, indices, lrs):
 
 
 def fast(cfg, windows, model, optimizer):
-    step, step_name = fast_step.load_step(model.config, next(model.parameters()).dtype)
+    step, step_name = c_step.load_step(model.config, next(model.parameters()).dtype)
     assert step is not None, step_name
-    return fast_step.make_fast_train(model, optimizer, windows, cfg, step)
+    return c_step.make_fast_train(model, optimizer, windows, cfg, step)
 
 
 def fast_updates(cfg, windows, model, optimizer, indices, lrs):
@@ -75,7 +75,7 @@ def distance(ours, theirs):
 @pytest.mark.parametrize("width", [1, 7, 14, 28, 56, 64])
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_gradients_and_twenty_updates_are_those_of_autograd(project, monkeypatch, dataset, width):
-    monkeypatch.setattr(fast_step, "FLAGS", ["-O1" if flag == "-O3" else flag for flag in fast_step.FLAGS])  # compiles sooner
+    monkeypatch.setattr(c_step, "FLAGS", ["-O1" if flag == "-O3" else flag for flag in c_step.FLAGS])  # compiles sooner
     decay = 0.1 if width in (7, 28, 64) else 0.0
     clip = {"as_math": 0.01, "facts_char": 0.0, "both_math_and_facts": 1e6}[dataset]  # active, left out, not active
     theirs, ours = (setting(dataset, width, torch.float64, decay, clip) for _ in range(2))
@@ -178,28 +178,28 @@ def machines():
         yield "gcc-arm64", ["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]
 
 
-# What tests/fast_step_digest.c prints, whatever the compiler and the processor.
+# What tests/c_step_digest.c prints, whatever the compiler and the processor.
 DIGESTS = {(14, 1, 17, 9): "179ef9bf52f46d7c", (28, 2, 66, 24): "042eb8758b94b8dc"}  # width, MLP expansion, vocabulary, block
 
 
 def printed_by(source, size, program, compiler, runner=()):
     """What a C program of the tests prints, compiled with the step for a size: width, MLP expansion, vocabulary, block."""
     c, m, v, t = size
-    flags = [flag for flag in fast_step.FLAGS if flag not in ("-shared", "-fPIC")]
+    flags = [flag for flag in c_step.FLAGS if flag not in ("-shared", "-fPIC")]
     constants = [f"-DC={c}", f"-DH={m * c}", f"-DV={v}", f"-DT={t}", "-Dreal=float"]
-    subprocess.run([*compiler, *flags, *constants, f"-I{ROOT / 'study'}", ROOT / "tests" / source, "-o", program, "-lm"], check=True)
+    subprocess.run([*compiler, *flags, *constants, f"-I{ROOT / 'study/fast'}", ROOT / "tests" / source, "-o", program, "-lm"], check=True)
     return subprocess.run([*runner, program], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("compiler, runner", [pytest.param(c, r, id=name) for name, c, r in machines()])
 def test_the_same_bytes_come_out_of_every_compiler_and_processor(tmp_path, compiler, runner):
     for size, digest in DIGESTS.items():
-        assert printed_by("fast_step_digest.c", size, tmp_path / "program", compiler, runner).strip() == digest
+        assert printed_by("c_step_digest.c", size, tmp_path / "program", compiler, runner).strip() == digest
 
 
 @needs_a_compiler
 def test_the_steps_own_exp_and_erf_are_as_near_as_they_are_said_to_be(tmp_path):
-    of_exp, below, of_erf = map(float, printed_by("fast_step_numbers.c", (14, 1, 17, 9), tmp_path / "program", fast_step.find_compiler()).split())
+    of_exp, below, of_erf = map(float, printed_by("c_step_numbers.c", (14, 1, 17, 9), tmp_path / "program", c_step.find_compiler()).split())
     assert of_exp < 2 and below == 0 and of_erf < 6e-7
 
 
@@ -216,7 +216,7 @@ def test_a_run_says_which_step_it_takes(call, in_tmp):
 
 
 @pytest.mark.parametrize("compiler, why", [
-    ("nowhere-cc", "CC=nowhere-cc is no program"), ('"cc', 'CC="cc is no program'), ("false", "could not compile study/fast_step.c")])
+    ("nowhere-cc", "CC=nowhere-cc is no program"), ('"cc', 'CC="cc is no program'), ("false", "could not compile study/fast/c_step.c")])
 def test_without_a_compiler_that_works_pytorch_trains_and_says_so(call, in_tmp, monkeypatch, compiler, why):
     monkeypatch.setenv("CC", compiler)
     result = call("train_with_eval.py", "--max_iters=2", "--out_dir=run")
@@ -238,16 +238,16 @@ def test_a_run_that_goes_on_with_another_step_says_so(call, in_tmp, monkeypatch)
 @needs_a_compiler
 def test_a_step_is_compiled_once_and_anew_when_anything_about_it_changes(in_tmp, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
-    monkeypatch.setattr(fast_step, "FLAGS", ["-O0", *fast_step.FLAGS[1:]])
+    monkeypatch.setattr(c_step, "FLAGS", ["-O0", *c_step.FLAGS[1:]])
     config = GPTConfig(9, 17, 1, 1, 4, bias=False, mlp_expansion=1)
-    real, folder = fast_step.find_compiler()[0], in_tmp / "cache" / "too-big-to-think"
+    real, folder = c_step.find_compiler()[0], in_tmp / "cache" / "too-big-to-think"
     counting = in_tmp / "counting-cc"
     counting.write_text(f'#!/bin/sh\ncase "$*" in *--version*) ;; *) echo x >> {in_tmp}/calls ;; esac\nexec {real} "$@"\n')
     counting.chmod(0o755)
     monkeypatch.setenv("CC", str(counting))
 
     def compiled():
-        step, step_name = fast_step.load_step(config)
+        step, step_name = c_step.load_step(config)
         assert step is not None, step_name
         assert all(path.suffix == ".so" for path in folder.iterdir())  # nothing half-made is left
         return len((in_tmp / "calls").read_text().split())
@@ -256,28 +256,28 @@ def test_a_step_is_compiled_once_and_anew_when_anything_about_it_changes(in_tmp,
     assert folder.stat().st_mode & 0o777 == 0o700
     config.n_embd = 6
     assert compiled() == 2
-    monkeypatch.setattr(fast_step, "FLAGS", [*fast_step.FLAGS, "-g"])
+    monkeypatch.setattr(c_step, "FLAGS", [*c_step.FLAGS, "-g"])
     assert compiled() == 3
-    changed = in_tmp / "fast_step.c"
-    changed.write_text(fast_step.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(fast_step, "SOURCE", changed)
+    changed = in_tmp / "c_step.c"
+    changed.write_text(c_step.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(c_step, "SOURCE", changed)
     assert compiled() == 4
-    monkeypatch.setattr(fast_step, "cpu_info", lambda: "model name: another processor")
+    monkeypatch.setattr(c_step, "cpu_info", lambda: "model name: another processor")
     assert compiled() == 5
 
 
 @needs_a_compiler
 def test_nothing_is_loaded_from_or_kept_in_a_folder_that_others_can_write(in_tmp, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp))
-    monkeypatch.setattr(fast_step, "FLAGS", ["-O0", *fast_step.FLAGS[1:]])
+    monkeypatch.setattr(c_step, "FLAGS", ["-O0", *c_step.FLAGS[1:]])
     config = GPTConfig(9, 17, 1, 1, 4, bias=False, mlp_expansion=1)
-    fast_step.load_step(config)
+    c_step.load_step(config)
     folder = in_tmp / "too-big-to-think"
     [library] = folder.iterdir()
     library.unlink()  # another file: this one is loaded
     library.write_bytes(b"not what was compiled")
     folder.chmod(0o777)
-    step, step_name = fast_step.load_step(config)
+    step, step_name = c_step.load_step(config)
     assert step is not None, step_name
     assert library.read_bytes() == b"not what was compiled" and len(list(folder.iterdir())) == 1
 
@@ -287,8 +287,8 @@ def test_a_user_without_a_home_gets_a_folder_of_this_run(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(fast_step.Path, "home", no_home)
-    folder = fast_step.cache_folder()
+    monkeypatch.setattr(c_step.Path, "home", no_home)
+    folder = c_step.cache_folder()
     assert folder.is_dir() and folder.name.startswith("too-big-to-think-")
     folder.rmdir()
 
@@ -296,10 +296,10 @@ def test_a_user_without_a_home_gets_a_folder_of_this_run(monkeypatch):
 @needs_a_compiler
 def test_a_damaged_library_is_compiled_again(in_tmp, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp))
-    monkeypatch.setattr(fast_step, "FLAGS", ["-O0", *fast_step.FLAGS[1:]])
+    monkeypatch.setattr(c_step, "FLAGS", ["-O0", *c_step.FLAGS[1:]])
     config = GPTConfig(9, 17, 1, 1, 3, bias=False, mlp_expansion=1)
-    monkeypatch.setattr(fast_step, "NATIVE", [[]])  # then the path is known before anything is loaded
-    path = fast_step.compile_step(config, torch.float32, fast_step.find_compiler(), [], fast_step.cache_folder())
+    monkeypatch.setattr(c_step, "NATIVE", [[]])  # then the path is known before anything is loaded
+    path = c_step.compile_step(config, torch.float32, c_step.find_compiler(), [], c_step.cache_folder())
     path.write_bytes(b"")
-    fast_step.load_step(config)
+    c_step.load_step(config)
     assert path.stat().st_size > 1000
