@@ -1,7 +1,7 @@
 """The GPT of the study: nanoGPT's model with the MLP expansion as a parameter (paper, section 3.2).
 
-Field and parameter names are nanoGPT's, and the initial weights are drawn in the same order, so the
-same torch seed gives the same model and nanoGPT's checkpoints can be loaded.
+Field and parameter names are nanoGPT's, and the initial weights are drawn in the same order. So the same
+torch seed gives the same model, and nanoGPT's checkpoints can be loaded.
 """
 
 import math
@@ -24,11 +24,6 @@ class GPTConfig:
     mlp_expansion: int = 4  # hidden width of the MLP over n_embd; nanoGPT's is always 4
 
 
-def gpt_config(config, vocab_size):
-    """GPTConfig of settings of train_with_eval.py, all of them, as a {name: value}."""
-    return GPTConfig(**{key: config[key] for key in GPTConfig.__dataclass_fields__ if key != "vocab_size"}, vocab_size=vocab_size)
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -38,21 +33,18 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
 
-    def forward(self, x, shared=None):
-        qkv = self.c_attn(x)
-        if shared:  # the attention takes windows
-            place, context = shared
-            qkv = to_windows(qkv, context)
-        B, T, C = *qkv.shape[:2], x.size(-1)
+    def attend(self, qkv):
+        """Queries, keys and values (B, T, 3 * n_embd) -> what each position attends to (B, T, n_embd)."""
+        B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.split(C, dim=2))
         dropout = self.dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=False):  # q, k, v are cast already; torch.func would cast inside again
+        with torch.autocast(qkv.device.type, enabled=False):  # cast already; torch.func would cast again
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        if shared:
-            y = y.flatten(0, 1)[place]
-        return self.resid_dropout(self.c_proj(y))
+        return y.transpose(1, 2).reshape(B, T, C)
+
+    def forward(self, x):
+        return self.resid_dropout(self.c_proj(self.attend(self.c_attn(x))))
 
 
 class MLP(nn.Module):
@@ -75,8 +67,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, shared=None):
-        x = x + self.attn(self.ln_1(x), shared)
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -115,81 +107,38 @@ class GPT(nn.Module):
         """Parameters without the position embeddings, as the paper counts them."""
         return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
 
-    def hidden(self, idx, shared=None):
-        """Token ids (B, T), T <= block_size -> the normalized last layer (B, T, n_embd); (contexts, n_embd) if shared."""
+    def embed(self, idx):
+        """Token ids (B, T), T <= block_size -> token plus position embeddings (B, T, n_embd)."""
         positions = torch.arange(idx.size(1), device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
-        if shared:
-            place, _ = shared
-            x = x.flatten(0, 1)[place]
-        x = self.transformer.drop(x)
+        return self.transformer.wte(idx) + self.transformer.wpe(positions)
+
+    def hidden(self, idx):
+        """Token ids (B, T), T <= block_size -> the normalized last layer (B, T, n_embd), before the head."""
+        x = self.transformer.drop(self.embed(idx))
         for block in self.transformer.h:
-            x = block(x, shared)
+            x = block(x)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets, shared=None):
-        """Token ids idx and targets, both (B, T) -> logits (B, T, vocab_size), mean cross-entropy in nats per token.
+    def forward(self, idx, targets=None):
+        """Token ids (B, T) -> (logits (B, T, vocab_size), mean cross-entropy in nats per token).
 
-        shared: of shared_contexts(idx), computes each context once. Without dropout that changes nothing but rounding.
+        Without targets (B, T): (logits (B, 1, vocab_size) of the last position, None).
         """
-        logits = self.lm_head(self.hidden(idx, shared))
-        if shared:
-            _, context = shared
-            logits = to_windows(logits, context)
+        x = self.hidden(idx)
+        if targets is None:
+            return self.lm_head(x[:, [-1]]), None
+        logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def configure_optimizer(self, weight_decay, learning_rate, betas):
         """AdamW that decays tensors of two or more dimensions only (weights, not norms and biases)."""
-        parameters = list(self.parameters())
-        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        matrices = [p for p in self.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.parameters() if p.dim() < 2]
         return adamw(matrices, vectors, weight_decay, learning_rate, betas)
-
-    @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
-        """Token ids (B, T) -> (B, T + max_new_tokens): each row with a sampled continuation.
-
-        A context longer than block_size is cropped to its last block_size tokens, as in nanoGPT.
-        """
-        for _ in range(max_new_tokens):
-            logits = self.lm_head(self.hidden(idx[:, -self.config.block_size :])[:, -1])
-            probabilities = next_token_probabilities(logits, temperature, top_k)
-            idx = torch.cat([idx, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
-        return idx
-
-
-def shared_contexts(idx):
-    """Token ids (B, T) -> (place, context), for computing once what several rows begin with.
-
-    Two places have the same context if their rows are the same up to there. context: (B, T) the number of each
-    place's context. place: (contexts) a place in idx.flatten() that has it; filled up with zeros to a multiple of
-    256, since tensors of another size in each batch would leave the memory in pieces.
-    """
-    base = int(idx.max()) + 1
-    context, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0
-    for t in range(idx.size(1)):
-        distinct, before = torch.unique(before * base + idx[:, t], return_inverse=True)
-        context[:, t] = contexts + before
-        contexts += len(distinct)
-    place = context.new_empty(contexts).scatter_(0, context.flatten(), torch.arange(context.numel(), device=idx.device))
-    return F.pad(place, (0, -contexts % 256)), context
-
-
-def to_windows(features, context):
-    """(contexts, n) -> (B, T, n). Its gradient, a sum over the places that share a context, is taken in float32 or better."""
-    return F.embedding(context, features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
 
 def adamw(decayed, others, weight_decay, learning_rate, betas):
-    """AdamW of two lists of parameters, of which the first decay."""
+    """AdamW over two lists of parameters; weight decay applies to the first."""
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     on_cuda = decayed[0].is_cuda  # there an update may become part of a CUDA graph
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True, capturable=on_cuda)
-
-
-def next_token_probabilities(logits, temperature, top_k=None):
-    """Probabilities (B, vocab_size) of the next token as it is sampled, from logits of that shape."""
-    logits = logits.float() / temperature
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.size(1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    return logits.softmax(dim=1)

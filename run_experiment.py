@@ -28,7 +28,7 @@ from study.experiments.runs import config_file, config_of, dataset_of, finished_
 from study.experiments.results import params_of, published_runs, read_tables
 from study.run_folder import read_run_json
 from study.settings import catch_stop, exit_on_signals, run_script
-from study.fast.stack import OWN, train_stack
+from study.train_stack import MEMBER_SETTINGS, train_stack
 from study.state import require_same_settings
 
 runs = []  # the runs, each a {setting: value}: what the experiment's file is there to say
@@ -92,7 +92,7 @@ def largest_stack(config, memory):
 
 
 def stacks_of(runs, done, device, memory):
-    """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for OWN, and equally far.
+    """The lists of two or more names in {name: settings} whose runs can train as a stack: alike but for MEMBER_SETTINGS, and equally far.
 
     memory: bytes that a stack may take.
     """
@@ -100,7 +100,7 @@ def stacks_of(runs, done, device, memory):
     for name, settings in runs.items():
         config = config_of(settings)
         chars, meta = read_meta(dataset_of(settings)[0])
-        alike = {key: value for key, value in config.items() if key not in OWN}
+        alike = {key: value for key, value in config.items() if key not in MEMBER_SETTINGS}
         if config["dropout"] == 0 and setup_device(device, config["dtype"])[1] != "float16":  # which needs a loss scale
             in_common = str(alike), chars, meta["tokens"]["train"], done[name]
             stacks.setdefault(in_common, (largest_stack(config, memory), []))[1].append(name)
@@ -125,8 +125,9 @@ def train_stacks(experiment, folders, waiting, done, device, memory, finish):
         say = stack_progress(names, cfgs[0])
         try:
             ended = train_stack(cfgs, *setup_device(device, cfgs[0].dtype), signals, say)
-        except torch.OutOfMemoryError:
-            print(f"note: {len(names)} runs like {names[0]} do not fit into memory together; they train one by one", file=sys.stderr)
+        except (torch.OutOfMemoryError, StudyError) as error:
+            reason = error if isinstance(error, StudyError) else "they do not fit into memory together"
+            print(f"note: {len(names)} runs like {names[0]} train one by one: {reason}", file=sys.stderr)
             continue
         if signals:
             break

@@ -1,11 +1,14 @@
-"""Prints a line for each evaluation and, on a terminal, a bar below; and adds up what the time is spent on."""
+"""Prints a line for each evaluation and, on a terminal, a bar below; adds up what the time is spent on."""
 
 import contextlib
+import signal
 import sys
 import time
 
+import torch
 from tqdm import tqdm
 
+from study import StudyError
 from study.scoring import accuracies
 
 
@@ -18,32 +21,78 @@ def timed(seconds, what, runs=1):
 
 
 class Progress:
-    """Of `total` iterations, `done` of which are made. Of several processes rank 0 speaks."""
+    """How far a run is; with several processes rank 0 prints it."""
 
-    def __init__(self, total, done, rank):
-        self.speaks = rank == 0
-        self.terminal = self.speaks and sys.stdout.isatty()
-        self.bar = tqdm(total=total, initial=done, disable=not self.terminal, unit="it", dynamic_ncols=True)
+    def __init__(self, cfg, done, rank):
+        self.cfg, self.done, self.prints = cfg, done, rank == 0
+        self.terminal = self.prints and sys.stdout.isatty()
+        self.bar = tqdm(total=cfg.max_iters, initial=done, disable=not self.terminal, unit="it", dynamic_ncols=True)
         self.updates, self.seconds = 0, 0.0  # of training since the last evaluation
 
-    def say(self, line):
-        if self.speaks:
+    def print(self, line):
+        if self.prints:
             self.bar.write(line) if self.terminal else print(line, flush=True)
+
+    def begin(self, model, tasks, device, resolved, earlier):
+        """resolved: what the settings come to. earlier: run.json of the part of the run before."""
+        tasks = " and ".join(task.name for task in tasks) or "none"
+        resumed = f", resumed at iteration {self.done}" if self.done else ""
+        self.print(f"{self.cfg.out_dir}: {model.num_params():,} parameters, data {self.cfg.dataset}, "
+                   f"tasks {tasks}, {device} {resolved['dtype']}, {resolved['step']}{resumed}")
+        for note in notes(resolved, earlier, device) if self.prints else []:
+            print(f"note: {note}", file=sys.stderr)
 
     def evaluated(self, row, best):
         """best: columns in which the row is better than every one before."""
         scores = "".join(f", {name} {score}" for name, score in accuracies(row).items())
         line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
         pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""
-        self.say(line + pace + (f", best {' and '.join(best)}" if best else ""))
+        self.print(line + pace + (f", best {' and '.join(best)}" if best else ""))
         self.updates, self.seconds = 0, 0.0
 
     def trained(self, updates, loss, seconds, rows):
-        """After `updates` updates in so many seconds; loss: the last one's where it is due, else None."""
+        """After `updates` updates in so many seconds; loss: the last one's if it was read, else None."""
         self.bar.update(updates)
         self.updates, self.seconds = self.updates + updates, self.seconds + seconds
         if loss is not None and self.terminal:
             self.bar.set_postfix(loss=f"{loss:.4f}", **accuracies(rows[-1]))
 
-    def close(self):
+    def end(self, it, seconds):
         self.bar.close()
+        if it >= self.cfg.max_iters:
+            spent = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+            self.print(f"{self.cfg.out_dir}: complete at iteration {it}; this time {spent}")
+
+
+def notes(resolved, earlier, device):
+    """What a user should know of the step that a run takes, in one line each."""
+    lines = [f"{name} is not used: {reason}; this run trains by {resolved['step']}"
+             for name, reason in resolved["step_refused"].items()]
+    before, now = (step.split(" (")[0] for step in (earlier.get("step", resolved["step"]), resolved["step"]))
+    threads = earlier.get("threads", torch.get_num_threads())
+    if before != now:
+        lines.append(f"this run was made by {earlier['step']} until here; another step rounds differently")
+    elif device.type == "cpu" and threads != torch.get_num_threads():
+        lines.append(f"this run was made with OMP_NUM_THREADS={threads} until here; "
+                     "another number rounds differently")
+    return lines
+
+
+def wandb_logger(cfg, rank):
+    """A function that logs a row of results.csv to Weights & Biases if cfg says so; raises StudyError."""
+    if not cfg.wandb_log or rank > 0:
+        return lambda row: None
+    try:
+        import wandb
+    except ImportError:
+        raise StudyError("wandb_log=True needs the package wandb: pip install wandb")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a socket that another end closed is an error then
+    runs = []
+
+    def log(row):
+        if not runs:
+            name = cfg.wandb_run_name or cfg.out_dir
+            runs.append(wandb.init(project=cfg.wandb_project, name=name, config=vars(cfg)))
+        wandb.log(row, step=row["iter"])
+
+    return log

@@ -23,6 +23,7 @@ from study.dataset import read_meta
 from study.tasks import HELD_OUT
 from model import GPT, GPTConfig
 from study.device import machine, output_of
+from study.processes import launcher
 from study.files import append_to_file, remove_leftovers, write_files
 
 
@@ -77,7 +78,7 @@ class RunFolder:
             "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
-            **machine(device), **{key: resolved[key] for key in ("dtype", "step", "processes", "held_out")},
+            **machine(device), **{key: resolved[key] for key in ("dtype", "step", "step_refused", "processes", "held_out")},
             "num_params": model.num_params(),
             "iter_num": it,  # iterations done
             "saved_iter_num": it,  # of these, what ckpt_last.pt holds: a run is complete when that is all
@@ -120,11 +121,6 @@ class RunFolder:
         """Writes ckpt_last.pt from TrainingState.state_dict()."""
         self.info["saved_iter_num"] = state["iter_num"]
         self._write(state["iter_num"], {"ckpt_last.pt": to_bytes(self.checkpoint() | state)})
-
-
-def launcher(processes):
-    """What starts a script that is to train in so many processes."""
-    return "python" if processes == 1 else f"torchrun --standalone --nproc_per_node={processes}"
 
 
 def best_checkpoints(rows, tasks):

@@ -11,7 +11,7 @@ import torch
 
 from study import StudyError
 from study.tasks import COUNTED, GROUPS
-from model import GPT, next_token_probabilities
+from model import GPT
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
 
@@ -22,6 +22,15 @@ TEMPERATURE = 0.01
 TOP_K = 10
 
 PROMPTS_PER_BATCH = 1000  # bounds the memory of large evaluations (operands beyond one digit)
+
+
+def next_token_probabilities(logits, temperature, top_k=None):
+    """Probabilities (B, vocab_size) of the next token as it is sampled, from logits of that shape."""
+    logits = logits.float() / temperature
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.size(1))).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    return logits.softmax(dim=1)
 
 
 @torch.no_grad()

@@ -7,12 +7,11 @@ import torch
 import torch.distributed as dist
 
 from study import StudyError
-from study.dataset import read_meta
-from study.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
+from study.dataset import read_meta
 from study.run_folder import read_checkpoint, read_run_json
-
-from study.update import build
+from study.tasks import tasks_spelled_by
+from study.update import begin_moments, build
 
 # What may differ when a run is resumed. Of these only another device changes the weights: resume() compares what dtype comes to.
 FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
@@ -28,7 +27,7 @@ class TrainingState:
 
     def __init__(self, model, optimizer, scaler, batches, device):
         self.model, self.optimizer, self.scaler, self.batches, self.device = model, optimizer, scaler, batches, device
-        self.rows, self.iter_num = [], 0
+        self.rows, self.iter_num, self.stopped_by = [], 0, None
 
     def state_dict(self):
         """Of plain values and tensors, so that torch.load reads it with weights_only=True."""
@@ -54,6 +53,7 @@ class TrainingState:
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        begin_moments(self.optimizer)  # a run that was stopped before its first update may have none
         self.scaler.load_state_dict(state["loss_scale"])
         self.batches.generator.set_state(state["batch_order"])
         set_random_state(state["random_states"][rank], self.device)
@@ -72,7 +72,10 @@ def set_up(cfg, device, dtype, rank=0, world_size=1):
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
     data = hashlib.sha256(b"".join(splits[split].cpu().numpy().tobytes() for split in ("train", "val"))).hexdigest()
     resolved = {"chars": chars, "held_out": meta["held_out"], "data": data, "dtype": dtype}
-    return TrainingState(model, optimizer, scaler, batches, device), splits, tasks_spelled_by(chars, meta["held_out"]), resolved
+    if rank > 0:
+        torch.manual_seed(cfg.seed + rank)  # its own dropout
+    state = TrainingState(model, optimizer, scaler, batches, device)
+    return state, splits, tasks_spelled_by(chars, meta["held_out"]), resolved
 
 
 def random_state(device):
@@ -101,15 +104,17 @@ def require_same_settings(cfg, config):
 
 
 def resume(state, cfg, resolved):
-    """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
-    path = f"{cfg.out_dir}/ckpt_last.pt"
+    """Loads out_dir/ckpt_last.pt into the state and returns what run.json says of the run.
+
+    A run that was killed before its first ckpt_last.pt starts at 0. Raises StudyError.
+    """
+    path, info = f"{cfg.out_dir}/ckpt_last.pt", read_run_json(cfg.out_dir)
     if not os.path.exists(path):
-        info = read_run_json(cfg.out_dir)
         require_same_settings(cfg, info.get("config", {}))
         if info.get("saved_iter_num"):  # it had one
             raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
                  "--overwrite=True starts it anew")
-        return
+        return info
     last = read_checkpoint(path)
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
@@ -125,3 +130,4 @@ def resume(state, cfg, resolved):
         raise StudyError(f"{path} does not fit the run: {str(error).splitlines()[0]}")
     if state.iter_num > cfg.max_iters:
         raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")
+    return info

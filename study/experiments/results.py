@@ -14,7 +14,8 @@ import torch
 from study import ROOT, StudyError
 from study.dataset import text_of
 from study.tasks import COUNTED, GROUPS, HELD_OUT
-from model import GPT, gpt_config
+from model import GPT
+from study.update import gpt_config
 from study.device import describe
 from study.run_folder import load_model, read_run_json
 from study.settings import defaults_of, run_config_file

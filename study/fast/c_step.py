@@ -1,4 +1,4 @@
-"""Compiles c_step.c for a model, once, and trains with it: PyTorch's updates many times faster on a CPU."""
+"""The C step: c_step.c, compiled once for each shape of model; on a CPU several times as fast as PyTorch."""
 
 import ctypes
 import hashlib
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from study.device import cpu_info, output_of
+from study.update import BLOCK, Step
 
 SOURCE = Path(__file__).with_suffix(".c")
 # No contraction and nothing of -ffast-math, which would let each compiler round its own way. The two
@@ -74,90 +75,94 @@ def compile_step(config, dtype, compiler, native, folder, anew=False):
     return library
 
 
-def load_step(config, dtype=torch.float32):
-    """(step, step_name): the function train() of c_step.c, compiled and loaded, and a phrase that says with what.
+def load(config, dtype=torch.float32):
+    """(the function train() of c_step.c, the step's name), compiled and loaded for a GPTConfig.
 
-    Where that is not possible, (None, why not).
+    Raises RuntimeError that says why it cannot be had.
     """
     compiler = find_compiler()
     if compiler is None:
-        return None, f"CC={os.environ['CC']} is no program" if os.environ.get("CC") else "no C compiler was found (cc, gcc or clang)"
-    folder, said = cache_folder(), ""
+        raise RuntimeError(f"CC={os.environ['CC']} is no program" if os.environ.get("CC") else
+                           "no C compiler was found (cc, gcc or clang)")
+    folder = cache_folder()
     try:
-        for native in NATIVE:
-            try:
-                path = compile_step(config, dtype, compiler, native, folder)
-                try:
-                    library = ctypes.CDLL(str(path))
-                except OSError:  # damaged
-                    library = ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder, anew=True)))
-                break
-            except subprocess.CalledProcessError as error:
-                said = next((line for line in error.stderr.splitlines() if "error" in line), "it failed")
-            except OSError as error:
-                said = str(error)
-        else:
-            return None, f"{shlex.join(compiler)} could not compile study/fast/c_step.c: {said}"
+        library = load_library(config, dtype, compiler, folder)
     finally:
         if folder.name != "too-big-to-think":
             shutil.rmtree(folder, ignore_errors=True)  # what is loaded stays loaded
     library.vector_unit.restype = ctypes.c_char_p
     unit = library.vector_unit().decode()
     if not unit:
-        return None, "this processor has no fused multiply-add"
+        raise RuntimeError("this processor has no fused multiply-add")
     library.train.restype = ctypes.c_double
     return library.train, f"C step ({Path(compiler[0]).name}, {unit})"
 
 
-def sorted_windows(windows):
-    """The distinct windows of a split, as c_step.c wants them.
+def load_library(config, dtype, compiler, folder):
+    """The shared library with the best of NATIVE that the compiler knows; raises RuntimeError."""
+    for native in NATIVE:
+        try:
+            path = compile_step(config, dtype, compiler, native, folder)
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # damaged
+                return ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder, anew=True)))
+        except subprocess.CalledProcessError as error:
+            reason = next((line for line in error.stderr.splitlines() if "error" in line), "it failed")
+        except OSError as error:
+            reason = str(error)
+    raise RuntimeError(f"{shlex.join(compiler)} could not compile study/fast/c_step.c: {reason}")
 
-    windows: int64 tensor (n, T + 1). Returns int32 arrays: the distinct ones, sorted (m, T + 1); with
-    how many tokens each begins like the one before (m,); and which of them each window is (n,).
+
+def sorted_windows(windows):
+    """The distinct windows of a split, sorted, as c_step.c wants them.
+
+    windows: int64 tensor (n, T + 1). Returns int32 arrays: the distinct windows (m, T + 1); how many tokens
+    each shares with the start of the one before (m,); which of them each window is (n,).
     """
     distinct, which = np.unique(windows.numpy(), axis=0, return_inverse=True)
-    alike = np.cumprod(distinct[1:] == distinct[:-1], axis=1).sum(axis=1)
-    prefix = np.concatenate([[0], alike])
+    shared = np.cumprod(distinct[1:] == distinct[:-1], axis=1).sum(axis=1)
+    prefix = np.concatenate([[0], shared])
     return (np.ascontiguousarray(array, dtype=np.int32) for array in (distinct, prefix, which.reshape(-1)))
 
 
-def make_fast_train(model, optimizer, windows, cfg, step):
-    """Returns train(indices, lrs), which makes len(indices) updates (see update.py).
+def address(array):
+    return ctypes.c_void_p(array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data)
 
-    step: from load_step. The weights and AdamW's state are the model's and the optimizer's before and
-    after each call, so checkpoints do not tell which step was taken.
+
+def make_c_step(model, optimizer, windows, cfg):
+    """The Step that computes its updates in C.
+
+    Weights and AdamW's state are the model's and the optimizer's before and after each call, so checkpoints
+    are those of any other step. Raises RuntimeError that says why it cannot be had.
     """
     parameters = [model.get_parameter(f"transformer.{name}.weight") for name in PARAMETERS]
+    train, name = load(model.config, parameters[0].dtype)
     distinct, prefix, which = sorted_windows(windows)
     which = torch.from_numpy(which)
     gradient = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
     options = [ctypes.c_double(x) for x in (cfg.beta1, cfg.beta2, cfg.weight_decay, cfg.grad_clip)]
-
-    def address(array):
-        return ctypes.c_void_p(array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data)
+    torch.set_num_threads(1)  # evaluations of models this small gain nothing from more
 
     @torch.no_grad()
-    def train(indices, lrs):
-        for p in parameters:  # what AdamW's first step does
-            if not optimizer.state[p]:
-                optimizer.state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    def run(indices, lrs):
         moments = ([optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq"))
         tensors = [parameters, *moments]
         weights, m, v = flat = [torch.cat([t.flatten() for t in group]) for group in tensors]
         batches = which[indices].flatten(1).contiguous()
         lrs = np.asarray(lrs, dtype=np.float64)
         done = int(optimizer.state[parameters[0]]["step"])
-        loss = step(
-            address(weights), address(gradient), address(m), address(v), len(batches), batches.size(1), address(batches),
-            address(lrs), done, len(distinct), address(distinct), address(prefix), *options)
+        loss = train(
+            address(weights), address(gradient), address(m), address(v), len(batches), batches.size(1),
+            address(batches), address(lrs), done, len(distinct), address(distinct), address(prefix), *options)
         if loss == -1:
-            raise RuntimeError("out of memory in the C step")
+            raise MemoryError("out of memory in the C step")
         for group, values in zip(tensors, flat):
             for tensor, part in zip(group, values.split([t.numel() for t in group])):
                 tensor.copy_(part.view(tensor.shape))
         for p, part in zip(parameters, gradient.split([p.numel() for p in parameters])):
-            p.grad = part.view(p.shape)  # the last update's, before clipping: what tests compare with autograd's
+            p.grad = part.view(p.shape)  # of the last update, before clipping: tests compare it with autograd's
             optimizer.state[p]["step"] += len(batches)
         return loss
 
-    return train
+    return Step(name, run, BLOCK)

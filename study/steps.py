@@ -1,0 +1,251 @@
+"""Chooses the step that a run takes: the fastest one that makes the plain step's updates, as a trial shows.
+
+Each faster step has a file in study/fast/. One that cannot be built, raises, or differs from the plain step
+is refused with a reason, and the next is tried; the plain step is the last. A trial makes a few updates from
+the state that the run is in, with the batches and learning rates that come, and puts everything back.
+"""
+
+import copy
+
+import torch
+import torch.distributed as dist
+
+from study import StudyError
+from study.device import machine
+from study.fast import c_step, captured, compiled, shared, stack
+from study.state import random_state, set_random_state
+from study.update import build_optimizer, copy_of, get_lr, make_eager_step, make_update, put_back
+
+UPDATES = 2  # of a trial; with more than one, AdamW's moments and bias correction count
+# What a step may be off by: this many times what the plain step is off by in the run's precision,
+ROUNDING = 10
+# with dropout, this many times what another draw of the masks changes,
+MASKS = 2
+# and a share of the value, in case the plain step is exact by chance.
+SHARE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
+# A weight whose gradient has less than this share of the whole one's norm is not compared: AdamW makes full
+# updates of what is rounding, as in models of width 1 and 2.
+NEGLIGIBLE = {"float32": 1e-4, "bfloat16": 2e-3, "float16": 2e-3}
+
+
+def choose_step(state, windows, cfg, dtype, autocast, earlier=None):
+    """(Step, refused): the step that a run takes, and {name: why} of the faster ones that were refused.
+
+    state: the run's TrainingState, which stays as it is. earlier: run.json of the part of the run before; a
+    step that it took on this machine is not tried again.
+    """
+    plain = make_update(state.model, state.optimizer, state.scaler, windows, cfg, autocast)
+    before, refused, expected = snapshot(state), {}, None
+    try:
+        indices, lrs = next_batches(state, cfg)
+    except (MemoryError, RuntimeError):  # no step could train; the first update says so
+        return make_eager_step(plain, state.optimizer), refused
+    for name, make in fast_steps(state, windows, cfg, dtype, autocast, plain):
+        try:
+            step = make()
+            if not took(earlier or {}, step, state.device):
+                expected = expected or expect(state, windows, cfg, dtype, autocast, indices, lrs)
+                set_random_state(before["random"], state.device)
+                loss = step.run(indices, lrs)
+                compare(result_of(state.model, state.optimizer, loss, cfg), *expected)
+                restore(state, before)
+            return step, refused
+        except Exception as error:  # whatever it is, the run goes on without this step
+            refused[name] = reason_of(error)
+            restore(state, before, settings=True)
+    return make_eager_step(plain, state.optimizer), refused
+
+
+def fast_steps(state, windows, cfg, dtype, autocast, plain):
+    """[(name, function that makes the Step)] of the steps that fit a run, the fastest first."""
+    model, optimizer, device = state.model, state.optimizer, state.device
+    on_cpu, on_cuda = device.type == "cpu", device.type == "cuda"
+    single = not dist.is_initialized() or dist.get_world_size() == 1
+    compiles = cfg.compile is True or (cfg.compile == "auto" and on_cuda and single)
+    # With several processes or loss scaling the host has work in every update, which no graph can hold.
+    captures = on_cuda and cfg.cuda_graph is not False and single and not state.scaler.is_enabled()
+
+    def capture(update, name):
+        shape = (cfg.gradient_accumulation_steps, cfg.batch_size)
+        return captured.make_captured_step(update, list(model.parameters()), optimizer, shape, device, name)
+
+    steps = []
+    if on_cpu and single and cfg.fast and dtype == "float32" and c_step.applies_to(model.config):
+        steps.append(("C step", lambda: c_step.make_c_step(model, optimizer, windows, cfg)))
+    if captures and compiles:
+        both = "PyTorch, compiled, one CUDA graph an update"
+        steps.append((both, lambda: capture(compiled.compile_update(plain), both)))
+    if captures:
+        graph = "PyTorch, one CUDA graph an update"
+        steps.append((graph, lambda: capture(plain, graph)))
+    elif compiles:
+        steps.append(("PyTorch, compiled", lambda: compiled.make_compiled_step(plain, optimizer, device)))
+    # In a model of one layer, finding what windows share takes as long as it saves.
+    if on_cpu and single and cfg.fast and not compiles and cfg.n_layer > 1 and cfg.dropout == 0:
+        name = "PyTorch, contexts shared"
+        steps.append((name, lambda: shared.make_shared_step(state, windows, cfg, autocast)))
+    return steps
+
+
+def choose_stack_step(states, windows, cfg, device, dtype, autocast):
+    """(Step, hand_back, refused) of a stack of runs, of which the first and the last are compared.
+
+    windows: each run's. step.run takes indices (updates, members, ...) and returns losses (members,).
+    hand_back() copies the stack's weights and moments to the runs' states and returns which are finite.
+    Raises StudyError if no step is left, and torch.OutOfMemoryError.
+    """
+    weights, optimizer = stack.stack_up(states, cfg)
+    parameters = list(weights.values())
+    model, stacked = states[0].model, torch.stack(windows)
+    update = stack.make_stacked_update(model, weights, optimizer, stacked, cfg, autocast)
+    eager = f"PyTorch, a stack of {len(states)}"
+    graph = f"{eager}, one CUDA graph an update"
+    shape = (len(states), cfg.gradient_accumulation_steps, cfg.batch_size)
+    steps = [(eager, lambda: make_eager_step(update, optimizer, eager))]
+    if device.type == "cuda" and cfg.cuda_graph is not False:
+        capture = captured.make_captured_step
+        steps.insert(0, (graph, lambda: capture(update, parameters, optimizer, shape, device, graph)))
+
+    def hand_back():
+        return stack.hand_back(weights, optimizer, states)
+
+    drawn, [lrs, *_] = zip(*(next_batches(state, cfg) for state in states))
+    expected = {k: expect(states[k], windows[k], cfg, dtype, autocast, drawn[k], lrs)
+                for k in {0, len(states) - 1}}
+    copies, refused = copy_of(parameters, optimizer), {}
+    for name, make in steps:
+        try:
+            step = make()
+            losses = step.run(torch.stack(drawn, dim=1), lrs)
+            hand_back()
+            for k, outcome in expected.items():
+                compare(result_of(states[k].model, states[k].optimizer, losses[k], cfg), *outcome)
+            return step, hand_back, refused
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever it is, the runs go on without this step
+            refused[name] = reason_of(error)
+        finally:
+            put_back(parameters, optimizer, copies)
+            hand_back()
+    raise StudyError("; ".join(f"{name} is not used: {reason}" for name, reason in refused.items()))
+
+
+def next_batches(state, cfg):
+    """(indices, learning rates) of the updates that come next; the run draws them again."""
+    order = state.batches.generator.get_state()
+    try:
+        indices = state.batches.draw(UPDATES)
+    finally:
+        state.batches.generator.set_state(order)
+    return indices, [get_lr(state.iter_num + i, cfg) for i in range(UPDATES)]
+
+
+def expect(state, windows, cfg, dtype, autocast, indices, lrs):
+    """(exact, allowed, start) of a trial.
+
+    exact: result_of() the plain step in a wider precision. allowed: {name: what a step may be off by}, for all
+    that is compared. start: {name: weights before}.
+    """
+    random = random_state(state.device)
+    start = {name: parameter.detach().double().clone() for name, parameter in state.model.named_parameters()}
+
+    def plain_result(weights_dtype, autocast):
+        model = copy.deepcopy(state.model).to(weights_dtype)
+        optimizer = build_optimizer(model, cfg)
+        moments = copy.deepcopy(state.optimizer.state_dict()["state"])
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        scaler = copy.deepcopy(state.scaler)
+        step = make_eager_step(make_update(model, optimizer, scaler, windows, cfg, autocast), optimizer)
+        result = result_of(model, optimizer, step.run(indices, lrs), cfg)
+        return result, gradient_norms(model, optimizer, cfg)
+
+    no_autocast = torch.autocast(state.device.type, enabled=False)
+    weights_dtype = next(iter(state.model.parameters())).dtype
+    exact, gradients = plain_result(torch.float64 if dtype == "float32" else torch.float32, no_autocast)
+    set_random_state(random, state.device)
+    rounded, _ = plain_result(weights_dtype, autocast)
+    allowed = {name: ROUNDING * off + SHARE[dtype] for name, off in distances(rounded, exact, start).items()}
+    if cfg.dropout > 0:
+        another, _ = plain_result(weights_dtype, autocast)  # the random state has moved on
+        for name, off in distances(another, rounded, start).items():
+            allowed[name] += MASKS * off
+    set_random_state(random, state.device)
+    for name, norm in gradients.items():
+        if norm < NEGLIGIBLE[dtype] * exact["gradient norm"]:
+            del allowed[name]
+    return exact, allowed, start
+
+
+def result_of(model, optimizer, loss, cfg):
+    """{name: float64 tensor} of what updates have made: loss, gradient norm and each weight."""
+    weights = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
+    norm = torch.stack(list(gradient_norms(model, optimizer, cfg).values())).norm()
+    return {"loss": torch.as_tensor(loss).detach().double(), "gradient norm": norm} | weights
+
+
+def gradient_norms(model, optimizer, cfg):
+    """{name: norm of a weight's gradient} as AdamW's second moments average it, without their bias."""
+    norms = {}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        bias = 1 - cfg.beta2 ** max(1.0, float(moments["step"]))
+        norms[name] = (moments["exp_avg_sq"].double().sum() / bias).sqrt()
+    return norms
+
+
+def distances(result, exact, start):
+    """How far a result is off, {name: share}: of the exact value, or of the way that a weight went."""
+    shares = {}
+    for name, value in exact.items():
+        way = (value - start[name]).norm() if name in start else value.abs()
+        off = (result[name].to(value.device) - value).norm()
+        shares[name] = float(off / way) if off > 0 else 0.0
+    return shares
+
+
+def compare(result, exact, allowed, start):
+    """Raises ArithmeticError if a result is further from the exact one than allowed."""
+    if not all(value.isfinite().all() for value in exact.values()):
+        return  # the plain step itself fails, as the run will say
+    for name, off in distances(result, exact, start).items():
+        if name in allowed and not off <= allowed[name]:
+            what = name if name in ("loss", "gradient norm") else f"update of {name}"
+            raise ArithmeticError(f"after {UPDATES} updates its {what} is off by {100 * off:.2g}%, "
+                                  f"and {100 * allowed[name]:.2g}% is rounding")
+
+
+def snapshot(state):
+    """All that a trial may change, for restore()."""
+    return {
+        "copies": copy_of(list(state.model.parameters()), state.optimizer),
+        "scale": copy.deepcopy(state.scaler.state_dict()), "random": random_state(state.device),
+        "lrs": [group["lr"] for group in state.optimizer.param_groups], "threads": torch.get_num_threads(),
+    }
+
+
+def restore(state, before, settings=False):
+    """Puts weights, moments and random states back; with settings, learning rates and threads too."""
+    put_back(list(state.model.parameters()), state.optimizer, before["copies"])
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(before["scale"])
+    set_random_state(before["random"], state.device)
+    if settings:
+        for group, lr in zip(state.optimizer.param_groups, before["lrs"]):
+            group["lr"] = lr
+        torch.set_num_threads(before["threads"])
+
+
+def took(earlier, step, device):
+    """Whether a run.json says that its run took this step after a trial on a machine like this one."""
+    if earlier.get("step") != step.name or "step_refused" not in earlier:
+        return False
+    here = machine(device)
+    return all(earlier.get(key) == here[key] for key in ("device_name", "torch", "driver"))
+
+
+def reason_of(error):
+    """An exception in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if isinstance(error, (ArithmeticError, RuntimeError)) else f"{type(error).__name__}: {text}"
