@@ -157,41 +157,43 @@ def expect(state, windows, cfg, dtype, autocast, indices, lrs):
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         scaler = copy.deepcopy(state.scaler)
         step = make_eager_step(make_update(model, optimizer, scaler, windows, cfg, autocast), optimizer)
-        result = result_of(model, optimizer, step.run(indices, lrs), cfg)
-        return result, gradient_norms(model, optimizer, cfg)
+        return result_of(model, optimizer, step.run(indices, lrs), cfg)
 
     no_autocast = torch.autocast(state.device.type, enabled=False)
     weights_dtype = next(iter(state.model.parameters())).dtype
-    exact, gradients = plain_result(torch.float64 if dtype == "float32" else torch.float32, no_autocast)
+    exact = plain_result(torch.float64 if dtype == "float32" else torch.float32, no_autocast)
     set_random_state(random, state.device)
-    rounded, _ = plain_result(weights_dtype, autocast)
+    rounded = plain_result(weights_dtype, autocast)
     allowed = {name: ROUNDING * off + SHARE[dtype] for name, off in distances(rounded, exact, start).items()}
     if cfg.dropout > 0:
-        another, _ = plain_result(weights_dtype, autocast)  # the random state has moved on
+        another = plain_result(weights_dtype, autocast)  # the random state has moved on
         for name, off in distances(another, rounded, start).items():
             allowed[name] += MASKS * off
     set_random_state(random, state.device)
-    for name, norm in gradients.items():
-        if norm < NEGLIGIBLE[dtype] * exact["gradient norm"]:
-            del allowed[name]
+    for name in start:
+        if exact[gradient_of(name)] < NEGLIGIBLE[dtype] * exact["gradient norm"]:
+            del allowed[name], allowed[gradient_of(name)]
     return exact, allowed, start
 
 
 def result_of(model, optimizer, loss, cfg):
-    """{name: float64 tensor} of what updates have made: loss, gradient norm and each weight."""
-    weights = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
-    norm = torch.stack(list(gradient_norms(model, optimizer, cfg).values())).norm()
-    return {"loss": torch.as_tensor(loss).detach().double(), "gradient norm": norm} | weights
+    """{name: float64 tensor} of what updates have made: loss, gradient norm, each weight and its gradient's norm.
 
-
-def gradient_norms(model, optimizer, cfg):
-    """{name: norm of a weight's gradient} as AdamW's second moments average it, without their bias."""
-    norms = {}
+    AdamW's second moments hold the gradient norms, averaged over updates; AdamW takes a gradient's scale out
+    of the weights.
+    """
+    result = {"loss": torch.as_tensor(loss).detach().double()}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
         bias = 1 - cfg.beta2 ** max(1.0, float(moments["step"]))
-        norms[name] = (moments["exp_avg_sq"].double().sum() / bias).sqrt()
-    return norms
+        result[name] = parameter.detach().double().clone()
+        result[gradient_of(name)] = (moments["exp_avg_sq"].double().sum() / bias).sqrt()
+    norms = [value for name, value in result.items() if name.startswith(gradient_of(""))]
+    return result | {"gradient norm": torch.stack(norms).norm()}
+
+
+def gradient_of(name):
+    return f"gradient of {name}"
 
 
 def distances(result, exact, start):
@@ -200,7 +202,7 @@ def distances(result, exact, start):
     for name, value in exact.items():
         way = (value - start[name]).norm() if name in start else value.abs()
         off = (result[name].to(value.device) - value).norm()
-        shares[name] = float(off / way) if off > 0 else 0.0
+        shares[name] = 0.0 if off == 0 else float(off / way)
     return shares
 
 
@@ -210,7 +212,7 @@ def compare(result, exact, allowed, start):
         return  # the plain step itself fails, as the run will say
     for name, off in distances(result, exact, start).items():
         if name in allowed and not off <= allowed[name]:
-            what = name if name in ("loss", "gradient norm") else f"update of {name}"
+            what = f"update of {name}" if name in start else name
             raise ArithmeticError(f"after {UPDATES} updates its {what} is off by {100 * off:.2g}%, "
                                   f"and {100 * allowed[name]:.2g}% is rounding")
 

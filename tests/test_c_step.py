@@ -18,6 +18,7 @@ from study.fast import c_step
 from study.batches import load_splits
 from study.device import cpu_info
 from study.run_folder import load_model
+from study.update import begin_moments
 
 needs_a_compiler = pytest.mark.skipif(c_step.find_compiler() is None, reason="needs a C compiler")
 DATASETS = {"as_math": (17, 9), "facts_char": (51, 24), "both_math_and_facts": (66, 24)}  # vocabulary, block
@@ -33,7 +34,13 @@ def setting(dataset, width, dtype, weight_decay=0.0, grad_clip=1.0, expansion=1)
     with torch.no_grad():
         for parameter in model.parameters():  # at the start all gains are 1 and all scores near 0
             parameter += 0.3 * torch.randn(parameter.shape, dtype=dtype)
-    return cfg, windows, model, model.configure_optimizer(weight_decay, 0.0, (0.9, 0.99))
+    return cfg, windows, model, optimizer_of(model, weight_decay)
+
+
+def optimizer_of(model, weight_decay):
+    optimizer = model.configure_optimizer(weight_decay, 0.0, (0.9, 0.99))
+    begin_moments(optimizer)
+    return optimizer
 
 
 def plain_updates(cfg, windows, model, optimizer, indices, lrs):
@@ -52,9 +59,7 @@ def plain_updates(cfg, windows, model, optimizer, indices, lrs):
 
 
 def fast(cfg, windows, model, optimizer):
-    step, step_name = c_step.load_step(model.config, next(model.parameters()).dtype)
-    assert step is not None, step_name
-    return c_step.make_fast_train(model, optimizer, windows, cfg, step)
+    return c_step.make_c_step(model, optimizer, windows, cfg).run
 
 
 def fast_updates(cfg, windows, model, optimizer, indices, lrs):
@@ -138,7 +143,7 @@ def test_of_a_trained_model_the_gradient_is_as_near_to_float64s_as_pytorchs_with
     for batch in indices.split(1):
         def gradients(updates, dtype):
             model = load_model(path, torch.device("cpu"))[0].to(dtype)
-            updates(cfg, windows, model, model.configure_optimizer(0.0, 0.0, (0.9, 0.99)), batch, [0.0])
+            updates(cfg, windows, model, optimizer_of(model, 0.0), batch, [0.0])
             return [p.grad.double() for p in model.parameters()]
 
         exact = gradients(plain_updates, torch.float64)
@@ -247,8 +252,7 @@ def test_a_step_is_compiled_once_and_anew_when_anything_about_it_changes(in_tmp,
     monkeypatch.setenv("CC", str(counting))
 
     def compiled():
-        step, step_name = c_step.load_step(config)
-        assert step is not None, step_name
+        c_step.load(config)
         assert all(path.suffix == ".so" for path in folder.iterdir())  # nothing half-made is left
         return len((in_tmp / "calls").read_text().split())
 
@@ -271,14 +275,13 @@ def test_nothing_is_loaded_from_or_kept_in_a_folder_that_others_can_write(in_tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp))
     monkeypatch.setattr(c_step, "FLAGS", ["-O0", *c_step.FLAGS[1:]])
     config = GPTConfig(9, 17, 1, 1, 4, bias=False, mlp_expansion=1)
-    c_step.load_step(config)
+    c_step.load(config)
     folder = in_tmp / "too-big-to-think"
     [library] = folder.iterdir()
     library.unlink()  # another file: this one is loaded
     library.write_bytes(b"not what was compiled")
     folder.chmod(0o777)
-    step, step_name = c_step.load_step(config)
-    assert step is not None, step_name
+    c_step.load(config)
     assert library.read_bytes() == b"not what was compiled" and len(list(folder.iterdir())) == 1
 
 
@@ -301,5 +304,5 @@ def test_a_damaged_library_is_compiled_again(in_tmp, monkeypatch):
     monkeypatch.setattr(c_step, "NATIVE", [[]])  # then the path is known before anything is loaded
     path = c_step.compile_step(config, torch.float32, c_step.find_compiler(), [], c_step.cache_folder())
     path.write_bytes(b"")
-    c_step.load_step(config)
+    c_step.load_library(config, torch.float32, c_step.find_compiler(), c_step.cache_folder())
     assert path.stat().st_size > 1000

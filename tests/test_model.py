@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from study.dataset import read_tokens
-from model import GPT, GPTConfig, shared_contexts
+from model import GPT, GPTConfig
 from study.batches import load_splits
-from study.scoring import sample
+from study.fast.shared import shared_contexts, shared_loss
+from study.scoring import next_token_probabilities, sample
 
 SIZES = {"n14": (1, 1, 14, 1), "n28": (1, 1, 28, 1), "n56": (1, 1, 56, 1), "MLT": (6, 6, 384, 4)}
 SHAPES = {"as_math": (9, 17), "facts_char": (24, 51), "both_math_and_facts": (24, 66)}  # block size, vocabulary
@@ -109,30 +110,34 @@ def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
     windows = load_splits(dataset, block_size, torch.device("cpu"))["train"]
     batch = windows[torch.randint(len(windows), (500,), generator=torch.Generator().manual_seed(0))]
     idx, targets = batch[:, :-1], batch[:, 1:]
-    place, context = shared = shared_contexts(idx)
+    first, context = shared_contexts(idx)
     contexts = [tuple(row[: t + 1]) for row in idx.tolist() for t in range(block_size)]
-    assert [contexts[i] for i in place[context.flatten()]] == contexts
+    assert [contexts[i] for i in first[context.flatten()]] == contexts
     assert context.max() + 1 == len(set(contexts)) < 0.9 * len(contexts)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     sizes = {len(shared_contexts(windows[order.roll(50 * k)[:500], :-1])[0]) for k in range(20)}
-    assert len(sizes) <= 3  # tensors of few sizes, in which memory does not fall to pieces
+    assert len(sizes) <= 3  # memory is not fragmented by tensors of few sizes
 
     torch.manual_seed(1337)
     model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32, bias=False))
 
-    def gradient(shared, autocasts):
+    def plain_loss(model, idx, targets):
+        return model(idx, targets)[1]
+
+    def loss_and_gradient(loss_of, autocasts):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
-            logits, loss = model(idx, targets, shared)
-        return logits, torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+            loss = loss_of(model, idx, targets)
+        return float(loss.detach()), torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
 
-    logits, exact = gradient(None, autocasts=False)
+    loss, exact = loss_and_gradient(plain_loss, autocasts=False)
 
-    def error(shared, autocasts):
-        return float((gradient(shared, autocasts)[1] - exact).norm() / exact.norm())
+    def error(loss_of, autocasts):
+        return float((loss_and_gradient(loss_of, autocasts)[1] - exact).norm() / exact.norm())
 
-    assert torch.allclose(gradient(shared, autocasts=False)[0], logits, atol=1e-5)
-    assert error(shared, autocasts=False) < 1e-5
-    assert error(shared, autocasts=True) < 1.2 * error(None, autocasts=True) < 0.02  # sums in bfloat16 would be off by a multiple
+    assert loss_and_gradient(shared_loss, autocasts=False)[0] == pytest.approx(loss, rel=1e-6)
+    assert error(shared_loss, autocasts=False) < 1e-5
+    # Sums over contexts in bfloat16 would be off by a multiple.
+    assert error(shared_loss, autocasts=True) < 1.2 * error(plain_loss, autocasts=True) < 0.02
 
 
 # The first evaluation of the published runs, seed 1337: it depends on the initial weights and the text only.
@@ -235,7 +240,7 @@ def words(lengths, chars=CHARS):
 def next_logits(model, idx):
     """Logits (B, vocab_size) of what follows the token ids idx (B, T), by the whole forward pass."""
     idx = idx[:, -model.config.block_size :]
-    return model(idx, torch.zeros_like(idx))[0][:, -1]
+    return model(idx)[0][:, -1]
 
 
 def likeliest(model, prompt, new):
@@ -312,14 +317,18 @@ def test_sampling_draws_from_its_own_generator_only():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("top_k", [1, 3, None, 1000])
-def test_generate_is_nanogpts_loop(top_k):
+def test_without_targets_the_model_gives_the_logits_of_the_last_position():
     model = decided()
-    start = torch.randint(17, (6, 4), generator=seeded())
-    generator, idx = seeded(7), start
-    for _ in range(10):  # beyond the block
-        logits = next_logits(model, idx) / 0.7
-        if top_k is not None:
-            logits[logits < logits.topk(min(top_k, 17)).values[:, -1:]] = -math.inf
-        idx = torch.cat([idx, torch.multinomial(logits.softmax(dim=1), 1, generator=generator)], dim=1)
-    assert torch.equal(model.generate(start, 10, temperature=0.7, top_k=top_k, generator=seeded(7)), idx)
+    idx = torch.randint(17, (6, 4), generator=seeded())
+    logits, loss = model(idx)
+    assert loss is None and logits.shape == (6, 1, 17)
+    assert torch.allclose(logits[:, 0], model(idx, idx)[0][:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, None, 1000])
+def test_the_next_token_is_drawn_as_nanogpt_draws_it(top_k):
+    logits = next_logits(decided(), torch.randint(17, (6, 4), generator=seeded()))
+    expected = logits / 0.7
+    if top_k is not None:
+        expected[expected < expected.topk(min(top_k, 17)).values[:, -1:]] = -math.inf
+    assert torch.allclose(next_token_probabilities(logits, 0.7, top_k), expected.softmax(dim=1))

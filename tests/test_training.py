@@ -18,10 +18,11 @@ import pytest
 import torch
 from conftest import PATIENCE, SHORT, refused, rows_of
 
-import train_with_eval
 from study.batches import Batches, load_splits
+from study.processes import resume_command
 from study.run_folder import BEST, find_checkpoint, load_model
-from study.update import build, get_lr, make_eager_train, make_update
+from study.fast.shared import shared_loss
+from study.update import build, get_lr, make_eager_step, make_update
 
 # Both steps: the C step as the default, and PyTorch's with dropout, which draws from the random state that an
 # evaluation or a resumption could disturb.
@@ -130,10 +131,10 @@ def test_pytorchs_step_equals_the_plain_loop_fed_with_the_same_batches(project, 
     torch.set_default_dtype(torch.float64)
     model, optimizer = build(cfg, 17, cpu)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    update = make_update(model, optimizer, scaler, windows, cfg, torch.autocast("cpu", enabled=False), shares)
-    train = make_eager_train(update, optimizer)
+    loss_of = shared_loss if shares else None
+    update = make_update(model, optimizer, scaler, windows, cfg, torch.autocast("cpu", enabled=False), loss_of)
     indices, lrs = Batches(len(windows), cfg, cpu).draw(50), [1e-2 * (it + 1) / 2001 for it in range(50)]
-    loss = train(indices, lrs)
+    loss = make_eager_step(update, optimizer).run(indices, lrs)
 
     plain, _ = build(cfg, 17, cpu)
     groups = [{"params": [p for p in plain.parameters() if p.dim() > 1], "weight_decay": decay},
@@ -243,9 +244,9 @@ def test_the_command_that_goes_on_keeps_the_config_file(monkeypatch):
     ]:
         monkeypatch.setattr(sys, "argv", before.split())
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        assert train_with_eval.resume_command(1) == f"python {after} --init_from=resume"
+        assert resume_command() == f"python {after} --init_from=resume"
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        assert train_with_eval.resume_command(1) == f"OMP_NUM_THREADS=1 python {after} --init_from=resume"
+        assert resume_command() == f"OMP_NUM_THREADS=1 python {after} --init_from=resume"
 
 
 def test_a_run_that_goes_on_with_another_number_of_threads_says_so(call, in_tmp):

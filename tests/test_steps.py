@@ -1,0 +1,184 @@
+"""A step proves itself before a run trains: a wrong one is refused with its reason, and the plain one trains."""
+
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHORT, rows_of
+
+import train_with_eval
+from study import steps
+from study.device import setup_device
+from study.fast import c_step, compiled, shared
+from study.settings import configure
+from study.state import set_up
+from study.update import get_lr
+
+needs_a_compiler = pytest.mark.skipif(c_step.find_compiler() is None, reason="needs a C compiler")
+DEEP = ("--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=64")
+WRONG_C = {  # a constant or an operation of the C step -> a wrong one
+    "the learning rate": ("rate = lr /", "rate = 1.01 * lr /"),
+    "AdamW's epsilon": ("(real)1e-8", "(real)1e-4"),
+    "the layer norm's epsilon": ("(real)1e-5", "(real)1e-4"),
+}
+
+
+def prepared(project, *arguments):
+    """(state, windows, cfg, dtype, autocast) of a run that has not begun, as choose_step() takes them."""
+    cfg = configure(vars(train_with_eval), arguments=["--device=cpu", *arguments])
+    device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
+    state, splits, _, _ = set_up(cfg, device, dtype)
+    return state, splits["train"], cfg, dtype, autocast
+
+
+def same_bytes(first, second):
+    """Whether two runs ended with the same evaluations and the same state."""
+    a, b = (torch.load(f"{folder}/ckpt_last.pt", weights_only=True) for folder in (first, second))
+    return rows_of(first) == rows_of(second) and all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
+
+
+def refusal_of(result, folder, step):
+    """The reason for which a run refused a step; it says so in one line and in run.json, and trains to its end."""
+    assert result.returncode == 0, result.stderr
+    [line] = result.stderr.splitlines()
+    reason = json.loads(Path(folder, "run.json").read_text())["step_refused"][step]
+    assert line.startswith("note: ") and step in line and reason in line
+    return reason
+
+
+@pytest.fixture
+def plain_run(call, in_tmp):
+    """plain_run(*arguments): the folder of a run by the plain step."""
+
+    def plain_run(*arguments):
+        result = call("train_with_eval.py", *SHORT, *arguments, "--fast=False", "--compile=False", "--out_dir=plain")
+        assert result.returncode == 0 and result.stdout.splitlines()[0].endswith("PyTorch"), result.stderr
+        return "plain"
+
+    return plain_run
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("what", WRONG_C)
+def test_a_c_step_with_a_wrong_constant_is_refused_and_the_plain_step_trains(call, in_tmp, monkeypatch, plain_run, what):
+    source, (right, wrong) = c_step.SOURCE.read_text(), WRONG_C[what]
+    assert right in source
+    changed = in_tmp / "c_step.c"
+    changed.write_text(source.replace(right, wrong))
+    monkeypatch.setattr(c_step, "SOURCE", changed)
+    monkeypatch.setattr(c_step, "FLAGS", ["-O1" if flag == "-O3" else flag for flag in c_step.FLAGS])
+    result = call("train_with_eval.py", *SHORT, "--n_embd=6", "--out_dir=run")
+    assert re.search(r"off by [\d.e+]+%", refusal_of(result, "run", "C step"))
+    assert same_bytes("run", plain_run("--n_embd=6"))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.01, float("nan")])
+def test_a_shared_step_with_a_wrong_gradient_is_refused(call, in_tmp, monkeypatch, plain_run, factor):
+    right = shared.shared_loss
+    monkeypatch.setattr(shared, "shared_loss", lambda model, *batch: factor * right(model, *batch))
+    reason = refusal_of(call("train_with_eval.py", *SHORT, *DEEP, "--out_dir=run"), "run", "PyTorch, contexts shared")
+    assert "loss" in reason and same_bytes("run", plain_run(*DEEP))
+
+
+@pytest.mark.parametrize("failure", ["raises", "wrong gradient", "wrong learning rate"])
+def test_a_compiled_step_that_fails_is_refused(project, monkeypatch, failure):
+    state, windows, cfg, dtype, autocast = prepared(project, "--compile=True", "--fast=False", "--batch_size=64")
+
+    def compile_update(update):
+        if failure == "raises":
+            raise RuntimeError("inductor has no kernel for this\nand a second line")
+
+        def wrong(batches):
+            hooks = []
+            if failure == "wrong gradient":
+                hooks = [p.register_hook(lambda gradient: 2 * gradient) for p in state.model.transformer.h.parameters()]
+            if failure == "wrong learning rate":
+                for group in state.optimizer.param_groups:
+                    group["lr"].mul_(1.01)
+            loss = update(batches)
+            for hook in hooks:
+                hook.remove()
+            return loss
+
+        return wrong
+
+    monkeypatch.setattr(compiled, "compile_update", compile_update)
+    before = everything(state)
+    step, refused = steps.choose_step(state, windows, cfg, dtype, autocast)
+    assert step.name == "PyTorch" and list(refused) == ["PyTorch, compiled"]
+    assert "\n" not in refused["PyTorch, compiled"]
+    assert ("no kernel" if failure == "raises" else "off by") in refused["PyTorch, compiled"]
+    assert same(before, everything(state))
+    assert all(type(group["lr"]) is float for group in state.optimizer.param_groups)
+
+
+def everything(state):
+    """Copies of all that a run goes on from."""
+    content = state.state_dict()
+    return [torch.get_num_threads(), *(tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
+                                       for tensor in torch.utils._pytree.tree_leaves(content))]
+
+
+def same(before, after):
+    return len(before) == len(after) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("arguments", [("--n_embd=6",), (*DEEP,), ("--n_layer=2", "--dtype=bfloat16", "--batch_size=64")])
+def test_a_trial_leaves_the_state_as_it_is(project, arguments):
+    state, windows, cfg, dtype, autocast = prepared(project, *arguments)
+    for _ in range(2):  # at the start, and in the middle of a run
+        threads, before = torch.get_num_threads(), everything(state)
+        step, refused = steps.choose_step(state, windows, cfg, dtype, autocast)
+        assert step.name != "PyTorch" and refused == {}
+        assert same(before[1:], everything(state)[1:])
+        for _ in range(20):
+            step.run(state.batches.draw(1), [get_lr(state.iter_num, cfg)])
+            state.iter_num += 1
+        torch.set_num_threads(threads)
+
+
+@needs_a_compiler
+def test_a_resumed_run_tries_a_step_again_on_another_machine_only(call, in_tmp, monkeypatch):
+    assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
+    trials = []
+    expect = steps.expect
+    monkeypatch.setattr(steps, "expect", lambda *arguments: trials.append(1) or expect(*arguments))
+    resume = ("train_with_eval.py", "--eval_interval=20", "--out_dir=run", "--init_from=resume")
+    assert call(*resume, "--max_iters=60").returncode == 0 and trials == []
+    info = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(info | {"device_name": "Another CPU"}))
+    assert call(*resume, "--max_iters=80").returncode == 0 and trials == [1]
+
+
+def test_the_trial_takes_what_rounding_and_dropout_change_and_no_more(project):
+    state, windows, cfg, dtype, autocast = prepared(project, *DEEP, "--dropout=0.2", "--dtype=bfloat16")
+    indices, lrs = steps.next_batches(state, cfg)
+    exact, allowed, start = steps.expect(state, windows, cfg, dtype, autocast, indices, lrs)
+    another = types.SimpleNamespace(**vars(cfg) | {"dropout": 0.0})
+    _, without_dropout, _ = steps.expect(state, windows, another, dtype, autocast, indices, lrs)
+    assert all(allowed[name] > without_dropout[name] for name in without_dropout)
+    steps.compare(exact, exact, allowed, start)
+    with pytest.raises(ArithmeticError, match="loss"):
+        steps.compare(exact | {"loss": 1.5 * exact["loss"]}, exact, allowed, start)
+    with pytest.raises(ArithmeticError, match="wte"):
+        steps.compare(exact | {"transformer.wte.weight": start["transformer.wte.weight"] * -1}, exact, allowed, start)
+
+
+def test_each_fast_step_is_a_file_that_knows_no_other():
+    files = {path.stem: path.read_text() for path in Path(steps.__file__).parent.glob("fast/*.py") if path.stem != "__init__"}
+    assert {"c_step", "captured", "compiled", "shared", "stack"} == files.keys()
+    for name, source in files.items():
+        assert not re.search(rf"study\.fast(?!\.{name})|from study import steps|study\.steps import", source.split('"""', 2)[2]), name
+
+
+def test_training_can_be_called_and_returns_the_run(project, in_tmp):
+    cfg = configure(vars(train_with_eval), arguments=["--device=cpu", *SHORT, "--out_dir=run"])
+    state = train_with_eval.train(cfg)
+    assert [row["iter"] for row in state.rows] == [0, 20, 40] == [int(row["iter"]) for row in rows_of("run")]
+    assert state.iter_num == 40 and state.stopped_by is None
+    last = torch.load("run/ckpt_last.pt", weights_only=True)["model"]
+    assert all(torch.equal(weight, last[name]) for name, weight in state.model.state_dict().items())
