@@ -60,8 +60,8 @@ wandb_project = "too-big-to-think"  # its project
 wandb_run_name = ""  # its run; out_dir unless set
 # machine
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-dtype = "auto"  # auto (on CUDA bfloat16, or float16 on a GPU without it, else float32), float32, bfloat16, float16
-fast = True  # on a CPU without dropout: the C step (one layer, one head, no bias, float32), or shared contexts
+dtype = "auto"  # float32, bfloat16, float16, or auto: bfloat16 on CUDA (float16 without it), else float32
+fast = True  # on a CPU without dropout: the C step (one layer and head, no bias, float32) or shared contexts
 compile = "auto"  # torch.compile PyTorch's update: True, False or auto (on CUDA with one process)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto (on CUDA with one process)
 
@@ -93,13 +93,14 @@ def train(cfg):
                 due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
                 if rank == 0 and due and not (rows and rows[-1]["iter"] == it):  # a resumed run may have it
                     with timed(seconds, "evaluation"):
-                        rows.append(evaluate(state.model, splits, resolved["chars"], tasks, it, cfg, autocast))
+                        row = evaluate(state.model, splits, resolved["chars"], tasks, it, cfg, autocast)
+                    rows.append(row)
                     with timed(seconds, "saving"):
                         best = run.save_evaluation(rows)
-                    progress.evaluated(rows[-1], best)
-                    log(rows[-1])
+                    progress.evaluated(row, best)
+                    log(row)
 
-                agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait for each other to agree
+                agree = world_size == 1 or it % cfg.log_interval == 0  # processes wait to agree
                 ends = it >= cfg.max_iters or (agree and in_any_process(bool(signals), device))
                 late = time.monotonic() - saved > cfg.save_interval
                 if ends or (agree and in_any_process(late, device)):
@@ -135,7 +136,7 @@ def check(cfg):
     if not cfg.out_dir.strip():
         raise StudyError("out_dir is empty: --out_dir must name a folder")
     if cfg.init_from == "resume" and cfg.overwrite:
-        raise StudyError("init_from=resume goes on with a run and overwrite=True replaces it: give one of them")
+        raise StudyError("init_from=resume goes on with a run, overwrite=True replaces it: give one of them")
 
 
 def main(cfg):

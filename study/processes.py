@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as torchrun starts them; with one process nothing to do."""
+"""Several processes that train one model together, as torchrun starts them; and the command that resumes."""
 
 import contextlib
 import os
@@ -45,8 +45,8 @@ def resume_command():
     """The command that goes on with this run, with as many processes and threads."""
     arguments, threads = [], os.environ.get("OMP_NUM_THREADS")
     for before, argument in zip(["", *sys.argv], sys.argv):
-        value_of_another = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))
-        if not value_of_another and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
+        value = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))
+        if not value and argument.partition("=")[0] not in ("--init_from", "--overwrite"):
             arguments.append(argument)
     script = f"{launcher(int(os.environ.get('WORLD_SIZE', 1)))} {shlex.join(arguments)}"
     return (f"OMP_NUM_THREADS={threads} " if threads else "") + f"{script} --init_from=resume"

@@ -26,7 +26,8 @@ class Progress:
     def __init__(self, cfg, done, rank):
         self.cfg, self.done, self.prints = cfg, done, rank == 0
         self.terminal = self.prints and sys.stdout.isatty()
-        self.bar = tqdm(total=cfg.max_iters, initial=done, disable=not self.terminal, unit="it", dynamic_ncols=True)
+        self.bar = tqdm(total=cfg.max_iters, initial=done, disable=not self.terminal, unit="it",
+                        dynamic_ncols=True)
         self.updates, self.seconds = 0, 0.0  # of training since the last evaluation
 
     def print(self, line):
@@ -45,9 +46,10 @@ class Progress:
     def evaluated(self, row, best):
         """best: columns in which the row is better than every one before."""
         scores = "".join(f", {name} {score}" for name, score in accuracies(row).items())
-        line = f"iter {row['iter']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{scores}"
+        losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
         pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""
-        self.print(line + pace + (f", best {' and '.join(best)}" if best else ""))
+        best = f", best {' and '.join(best)}" if best else ""
+        self.print(f"iter {row['iter']}: {losses}{scores}{pace}{best}")
         self.updates, self.seconds = 0, 0.0
 
     def trained(self, updates, loss, seconds, rows):

@@ -144,8 +144,8 @@ def next_batches(state, cfg):
 def expect(state, windows, cfg, dtype, autocast, indices, lrs):
     """(exact, allowed, start) of a trial.
 
-    exact: result_of() the plain step in a wider precision. allowed: {name: what a step may be off by}, for all
-    that is compared. start: {name: weights before}.
+    exact: result_of() the plain step in a wider precision. allowed: {name: what a step may be off by}, for
+    all that is compared. start: {name: weights before}.
     """
     random = random_state(state.device)
     start = {name: parameter.detach().double().clone() for name, parameter in state.model.named_parameters()}
@@ -177,10 +177,10 @@ def expect(state, windows, cfg, dtype, autocast, indices, lrs):
 
 
 def result_of(model, optimizer, loss, cfg):
-    """{name: float64 tensor} of what updates have made: loss, gradient norm, each weight and its gradient's norm.
+    """{name: float64 tensor} of loss, gradient norm, and each weight with its gradient's norm, after updates.
 
-    AdamW's second moments hold the gradient norms, averaged over updates; AdamW takes a gradient's scale out
-    of the weights.
+    The norms are those that AdamW's second moments average. The weights alone would not tell a gradient from
+    twice that gradient, because AdamW divides by its size.
     """
     result = {"loss": torch.as_tensor(loss).detach().double()}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Trains runs of one shape together, as a stack (study/fast/stack.py): the loop of train_with_eval.py for many.
+"""Trains runs of one shape together, as a stack: the loop of train_with_eval.py for many runs at once.
 
 Each member has its own initial weights, batches, windows, run folder and ckpt_last.pt, so that a single run
 can go on with what a stack began, and the other way round.
@@ -81,8 +81,8 @@ def train_stack(cfgs, device, dtype, autocast, signals, progress):
             finite = dict(zip(map(id, states), hand_back().tolist()))
             for member in members:
                 if not finite[id(member.state)]:
-                    print(f"note: the weights of {member.cfg.out_dir} at iteration {it} are not finite; it is "
-                          "left as it was saved last", file=sys.stderr)
+                    print(f"note: the weights of {member.cfg.out_dir} at iteration {it} are not finite; "
+                          "it is left as it was saved last", file=sys.stderr)
             members = [member for member in members if finite[id(member.state)]]
         for member in list(members) if due else []:
             rows = member.state.rows

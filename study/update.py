@@ -41,7 +41,7 @@ def gpt_config(settings, vocab_size):
 
 
 def build(cfg, vocab_size, device):
-    """(GPT with the weights that cfg.seed draws, AdamW); raises StudyError if the settings describe no model."""
+    """(GPT with the weights that cfg.seed draws, AdamW); raises StudyError if no model fits."""
     seed_everything(cfg.seed, device)
     try:
         model = GPT(gpt_config(vars(cfg), vocab_size)).to(device)

@@ -19,8 +19,9 @@ from study.update import BLOCK, Step
 SOURCE = Path(__file__).with_suffix(".c")
 # No contraction and nothing of -ffast-math, which would let each compiler round its own way. The two
 # -fno- flags give up errno and traps only, and not a bit of a result.
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
-NATIVE = [["-march=native"], ["-mcpu=native"], []]  # all of this processor's vectors; what a compiler knows of these
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
+         "-shared"]
+NATIVE = [["-march=native"], ["-mcpu=native"], []]  # all vectors of this processor
 # The parameters in the order of Params in c_step.c.
 PARAMETERS = ["wte", "wpe", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj",
               "h.0.ln_1", "h.0.ln_2", "ln_f"]
@@ -28,7 +29,8 @@ PARAMETERS = ["wte", "wpe", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc"
 
 def applies_to(config):
     """Whether c_step.c computes this GPTConfig."""
-    return config.n_layer == 1 and config.n_head == 1 and not config.bias and config.dropout == 0 and config.block_size <= 256
+    plain = config.n_layer == 1 and config.n_head == 1 and not config.bias and config.dropout == 0
+    return plain and config.block_size <= 256
 
 
 def find_compiler():
@@ -56,21 +58,25 @@ def cache_folder():
 
 
 def compile_step(config, dtype, compiler, native, folder, anew=False):
-    """Path of the shared library for a GPTConfig and torch.float32 or float64, compiled anew or unless `folder` holds it.
+    """Path of the shared library for a GPTConfig and torch.float32 or float64.
 
-    Raises subprocess.CalledProcessError, with what the compiler said, or OSError.
+    It is compiled if `folder` does not hold it, or anew. Raises subprocess.CalledProcessError, with the
+    compiler's messages, or OSError.
     """
     real = {torch.float32: "float", torch.float64: "double"}[dtype]
-    constants = {"C": config.n_embd, "H": config.n_embd * config.mlp_expansion, "V": config.vocab_size, "T": config.block_size}
-    command = [*compiler, *FLAGS, *native, f"-Dreal={real}", *(f"-D{name}={value}" for name, value in constants.items())]
+    constants = {"real": real, "C": config.n_embd, "H": config.n_embd * config.mlp_expansion,
+                 "V": config.vocab_size, "T": config.block_size}
+    command = [*compiler, *FLAGS, *native, *(f"-D{name}={value}" for name, value in constants.items())]
     key = [SOURCE.read_text(), *command, output_of([*compiler, "--version"]) or "", platform.machine()]
     if native:
-        key += [line for line in cpu_info().splitlines() if line.startswith(("model name", "flags", "Features"))]
+        vectors = ("model name", "flags", "Features")
+        key += [line for line in cpu_info().splitlines() if line.startswith(vectors)]
     library = folder / f"step-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.so"
     if anew or not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as building:  # another process may be at it too
             built = Path(building) / library.name
-            subprocess.run([*command, str(SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True, text=True)
+            command += [str(SOURCE), "-o", str(built), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True)
             built.replace(library)
     return library
 
@@ -161,7 +167,7 @@ def make_c_step(model, optimizer, windows, cfg):
             for tensor, part in zip(group, values.split([t.numel() for t in group])):
                 tensor.copy_(part.view(tensor.shape))
         for p, part in zip(parameters, gradient.split([p.numel() for p in parameters])):
-            p.grad = part.view(p.shape)  # of the last update, before clipping: tests compare it with autograd's
+            p.grad = part.view(p.shape)  # before clipping; tests compare it with autograd's
             optimizer.state[p]["step"] += len(batches)
         return loss
 

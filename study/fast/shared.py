@@ -24,7 +24,7 @@ def shared_loss(model, idx, targets):
     """
     first, context = shared_contexts(idx)
     layers = model.transformer
-    with sdpa_kernel(SDPBackend.MATH):  # the backward of the CPU's fused attention takes several times as long
+    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention has a slow backward
         x = layers.drop(model.embed(idx).flatten(0, 1)[first])
         for block in layers.h:
             qkv = to_windows(block.attn.c_attn(block.ln_1(x)), context)
@@ -39,8 +39,8 @@ def shared_contexts(idx):
     """Token ids (B, T) -> (first, context): which positions have equal contexts.
 
     The context of a position is its row up to there. context: (B, T), the number of each position's context.
-    first: (contexts), a position in idx.flatten() that has it. It is filled up with zeros to a multiple of 256,
-    because tensors of another size in each batch would fragment the memory.
+    first: (contexts), a position in idx.flatten() that has it. It is filled up with zeros to a multiple of
+    256, because tensors of another size in each batch would fragment the memory.
     """
     base = int(idx.max()) + 1
     context, before, contexts = torch.empty_like(idx), torch.zeros_like(idx[:, 0]), 0

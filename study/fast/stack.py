@@ -1,7 +1,7 @@
 """Updates of many models of one shape together: their weights stacked, one operation for all of them.
 
-For a GPU, which a single small model leaves idle. Each member is the single run of its settings up to rounding.
-This has not run on a GPU yet; study/steps.py compares members with the plain update before a stack trains.
+For a GPU, which a single small model leaves idle. A member is the single run of its settings up to rounding.
+This has not run on a GPU yet; study/steps.py compares members with the plain step before a stack trains.
 """
 
 import torch
@@ -32,7 +32,7 @@ def make_stacked_update(model, weights, optimizer, windows, cfg, autocast):
             gradients, losses = gradients_of(weights, windows, indices)
             total = total + losses / steps
             for name, weight in weights.items():
-                # The fused optimizer reads memory in the order of the weights, whatever strides a gradient has.
+                # The fused optimizer takes a gradient's memory in the order of the weight's.
                 gradient = gradients[name].contiguous() / steps
                 weight.grad = gradient if weight.grad is None else weight.grad + gradient
         if cfg.grad_clip > 0:
