@@ -1,6 +1,5 @@
 """All that a run needs to go on exactly where it stopped, as one object."""
 
-import hashlib
 import os
 
 import torch
@@ -10,6 +9,7 @@ from study import StudyError
 from study.dataset import read_meta
 from study.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
+from study.identity import digest_of_windows
 from study.run_folder import read_checkpoint, read_run_json
 
 from study.update import build
@@ -70,8 +70,7 @@ def set_up(cfg, device, dtype, rank=0, world_size=1):
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    data = hashlib.sha256(b"".join(splits[split].cpu().numpy().tobytes() for split in ("train", "val"))).hexdigest()
-    resolved = {"chars": chars, "held_out": meta["held_out"], "data": data, "dtype": dtype}
+    resolved = {"chars": chars, "held_out": meta["held_out"], "data": digest_of_windows(splits), "dtype": dtype}
     return TrainingState(model, optimizer, scaler, batches, device), splits, tasks_spelled_by(chars, meta["held_out"]), resolved
 
 
@@ -100,6 +99,17 @@ def require_same_settings(cfg, config):
             raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
 
 
+def drop_end_of_shorter_run(rows, config, cfg):
+    """Removes the evaluation at the end of a run that was started with `config`, if cfg makes it longer.
+
+    Between two multiples of eval_interval a run is evaluated only where it ends. Without that evaluation a
+    run that was made longer equals one that was made without a stop. A best checkpoint that came from it
+    stays until a later evaluation is better than all that are left.
+    """
+    if rows and rows[-1]["iter"] == config["max_iters"] < cfg.max_iters and rows[-1]["iter"] % cfg.eval_interval:
+        rows.pop()
+
+
 def resume(state, cfg, resolved):
     """Loads out_dir/ckpt_last.pt into the state; a run that was killed before its first one starts at 0."""
     path = f"{cfg.out_dir}/ckpt_last.pt"
@@ -121,6 +131,7 @@ def resume(state, cfg, resolved):
         raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
     try:
         state.load_state_dict(last)
+        drop_end_of_shorter_run(state.rows, last["config"], cfg)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise StudyError(f"{path} does not fit the run: {str(error).splitlines()[0]}")
     if state.iter_num > cfg.max_iters:
