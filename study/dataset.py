@@ -72,7 +72,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def text_of(dataset, **settings):
     """The text that data/<dataset>/prepare.py writes with these settings."""
-    return _prepare_script(dataset)["text"](**settings)
+    script = _prepare_script(dataset)
+    if "text" not in script:
+        raise StudyError(f"data/{dataset}/prepare.py needs a function text() that returns its text")
+    return script["text"](**settings)
 
 
 @functools.cache

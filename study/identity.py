@@ -11,25 +11,22 @@ from study import StudyError
 from study.batches import windows_of
 from study.dataset import encode
 
-# Settings of train_with_eval.py that change no result. The dataset's name is one: a digest of its text counts.
+# Settings of train_with_eval.py that change no result. The dataset's name is one: its text's digest counts.
 FREE = {"out_dir", "init_from", "overwrite", "dataset", "log_interval", "save_interval", "wandb_log",
         "wandb_project", "wandb_run_name", "device"}
 
 
 def identity_of(info):
-    """{name: value} of all that can change a run's results, from its run.json.
+    """{name: value} of all that can change a run's results, from its run.json; None where it does not say.
 
     The step is its name up to " (" (the C step rounds the same with every compiler and processor), and the
     device is its type.
     """
-    settings = {key: value for key, value in info["config"].items() if key not in FREE}
-    if settings["data_seed"] == -1:
+    settings = {key: value for key, value in info.get("config", {}).items() if key not in FREE}
+    if settings.get("data_seed") == -1:
         settings["data_seed"] = settings["seed"]
-    return settings | {
-        "dtype": info["dtype"], "held_out": info["held_out"], "data": info.get("data"),
-        "step": info["step"].split(" (")[0], "device": info["device"].split(":")[0],
-        "processes": info["processes"],
-    }
+    return settings | {key: info.get(key) for key in ("dtype", "held_out", "data", "processes")} | {
+        "step": info.get("step", "").split(" (")[0], "device": info["device"].split(":")[0]}
 
 
 def digest_of(identity):
