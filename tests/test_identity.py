@@ -1,4 +1,4 @@
-"""A result is the result of its settings: a run that was made with others is never taken for the one asked for."""
+"""A result is the result of its settings: a run made with others is never taken for the one asked for."""
 
 import json
 import shutil
@@ -31,12 +31,12 @@ def published():
 
 @pytest.fixture
 def run_in(project, monkeypatch, tmp_path):
-    """run_in(table, name, **settings): makes a run of n14 to iteration 3, with its tables in tmp_path/<table>."""
+    """run_in(table, name, **settings) makes a run of n14 to iteration 3, with tables in tmp_path/<table>."""
     monkeypatch.chdir(project)
 
     def run(table, name="one", overwrite=False, **settings):
         return run_experiment.run_all(
-            {name: N14 | {"max_iters": 3} | settings}, root=tmp_path, table=tmp_path / table, device="cpu", jobs=1,
+            {name: N14 | {"max_iters": 3} | settings}, tmp_path, tmp_path / table, "cpu", jobs=1,
             threads=ONE_THREAD, overwrite=overwrite)
 
     return run
@@ -47,7 +47,9 @@ def changed(key):
     if key in ("line_seed", "held_out", "dtype"):
         return {"line_seed": 3, "held_out": "1,2", "dtype": "bfloat16"}[key]
     value = config_of(N14)[key]
-    return {bool: not value, int: value + 1, float: value / 2 + 0.25}[type(value)] if value != "auto" else False
+    if value == "auto" or isinstance(value, bool):
+        return value is False
+    return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 
 @pytest.mark.parametrize("key", SETTINGS)
@@ -57,7 +59,8 @@ def test_any_other_setting_makes_a_published_run_another_one(published, key):
     asked = expected_identity(N14 | {key: changed(key)})
     with pytest.raises(StudyError) as error:
         is_same_run("math_mini_14", asked, made, "runs.csv")
-    for fact in ("math_mini_14", "runs.csv", f"{key}={made[key]}", f"not {changed(key)}", "--overwrite", "--root_dir"):
+    facts = "math_mini_14", "runs.csv", f"{key}={made[key]}", f"not {changed(key)}", "--overwrite", "--root_dir"
+    for fact in facts:
         assert fact in str(error.value)
     assert not is_same_run("math_mini_14", asked, made, "runs.csv", overwrite=True)
 
@@ -102,8 +105,8 @@ def test_a_text_has_the_digest_of_the_dataset_that_is_made_of_it(project):
     for config in ("math_mini_14", "facts_mini_14", "both_mini_14"):
         settings = config_of({"config": config})
         resolved = set_up(SimpleNamespace(**settings), experiment_runs.torch.device("cpu"), "float32")[3]
-        text = dataset.text_of(settings["dataset"])
-        assert digest_of_data(resolved["chars"], resolved["data"]) == digest_of_text(text, settings["block_size"])
+        digest = digest_of_text(dataset.text_of(settings["dataset"]), settings["block_size"])
+        assert digest_of_data(resolved["chars"], resolved["data"]) == digest
     with pytest.raises(StudyError, match="block_size=9"):
         digest_of_text("123456789", 9)
 
@@ -127,7 +130,7 @@ def test_a_run_of_other_settings_is_refused_and_made_anew_if_asked(run_in, tmp_p
         run_in("first", learning_rate=0.02)
     shutil.rmtree(tmp_path / "first")
     shutil.rmtree(tmp_path / "second")
-    with pytest.raises(StudyError, match="runs/one was made with learning_rate=0.01, not 0.02"):  # no table has it
+    with pytest.raises(StudyError, match="runs/one was made with learning_rate=0.01, not 0.02"):
         run_in("first", learning_rate=0.02)
     assert run_in("first") == run_in("second") == []
     capfd.readouterr()
@@ -140,7 +143,7 @@ def test_a_run_of_other_settings_is_refused_and_made_anew_if_asked(run_in, tmp_p
     assert capfd.readouterr().out.count("1 of 1 runs complete") == 2
 
 
-def test_a_run_that_is_overwritten_stays_in_the_tables_until_the_new_one_is_complete(run_in, tmp_path, monkeypatch):
+def test_a_run_stays_in_the_tables_until_the_one_that_replaces_it_is_complete(run_in, tmp_path, monkeypatch):
     assert run_in("first") == run_in("first", name="two") == []
     with monkeypatch.context() as broken:
         broken.setattr(run_experiment, "config_file", lambda settings: "no_such_config.py")
@@ -174,7 +177,7 @@ def test_a_run_that_was_evaluated_otherwise_in_between_is_another_one(run_in, tm
 def test_tables_and_folders_without_digests_are_not_taken_unseen(run_in, tmp_path):
     assert run_in("mine") == []
     run = read_tables(tmp_path / "mine")["one"]
-    old = {column: run.info[column] for column in RUN_COLUMNS if column not in ("digest", "data", "device", "processes")}
+    old = {column: run.info[column] for column in [*RUN_COLUMNS][:-3] if column != "digest"}
     write_tables(tmp_path / "mine", {"one": run._replace(info=old)})
     with pytest.raises(StudyError, match="not stated"):
         run_in("mine")
