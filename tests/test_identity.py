@@ -29,6 +29,21 @@ def published():
     return read_tables(ROOT / "results" / "paper")
 
 
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory, published):
+    """A copy of the project to change, with a published run in results/ and an experiment of it."""
+    mine = copy_project(tmp_path_factory.mktemp("mine"))
+    (mine / "results/paper").mkdir(parents=True)
+    write_tables(mine / "results/paper", {"math_mini_14": published["math_mini_14"]})
+    (mine / "mine.py").write_text("runs = [{'config': 'math_mini_14'}]\n")
+    return mine
+
+
+def run_mine(mine):
+    command = [sys.executable, "run_experiment.py", "mine.py", "--device=cpu"]
+    return subprocess.run(command, cwd=mine, capture_output=True, text=True)
+
+
 @pytest.fixture
 def run_in(project, monkeypatch, tmp_path):
     """run_in(table, name, **settings) makes a run of n14 to iteration 3, with tables in tmp_path/<table>."""
@@ -59,8 +74,8 @@ def test_any_other_setting_makes_a_published_run_another_one(published, key):
     asked = expected_identity(N14 | {key: changed(key)})
     with pytest.raises(StudyError) as error:
         is_same_run("math_mini_14", asked, made, "runs.csv")
-    facts = "math_mini_14", "runs.csv", f"{key}={made[key]}", f"not {changed(key)}", "--overwrite", "--root_dir"
-    for fact in facts:
+    for fact in ("math_mini_14", "runs.csv", f"{key}={made[key]}", f"not {changed(key)}", "--overwrite=True",
+                 "--root_dir"):
         assert fact in str(error.value)
     assert not is_same_run("math_mini_14", asked, made, "runs.csv", overwrite=True)
 
@@ -84,21 +99,18 @@ def test_settings_have_the_types_that_the_command_line_gives_them():
     ("study/tasks.py", "1-4 7-7", "7-7 1-4", "data"),
     ("study/tasks.py", 'f"<{a}', 'f";{a}', "data"),  # the same ids of another character
 ])
-def test_what_is_edited_in_a_file_is_noticed(tmp_path, published, path, before, after, key):
-    mine = copy_project(tmp_path / "mine")
-    (mine / "results/paper").mkdir(parents=True)
-    write_tables(mine / "results/paper", {"math_mini_14": published["math_mini_14"]})
-    (mine / "mine.py").write_text("runs = [{'config': 'math_mini_14'}]\n")
-
-    def run():
-        command = [sys.executable, "run_experiment.py", "mine.py", "--device=cpu"]
-        return subprocess.run(command, cwd=mine, capture_output=True, text=True)
-
-    assert run().stdout.startswith("1 of 1 runs complete")
+def test_what_is_edited_in_a_file_is_noticed(mine, path, before, after, key):
     source = (mine / path).read_text()
     assert before in source
-    (mine / path).write_text(source.replace(before, after, 1))
-    assert refused(run(), "math_mini_14", f"with {key}=", "--overwrite=True")
+    try:
+        (mine / path).write_text(source.replace(before, after, 1))
+        assert refused(run_mine(mine), "math_mini_14", f"with {key}=", "--overwrite=True")
+    finally:
+        (mine / path).write_text(source)
+
+
+def test_what_is_not_edited_is_complete(mine):
+    assert run_mine(mine).stdout.startswith("1 of 1 runs complete")
 
 
 def test_a_text_has_the_digest_of_the_dataset_that_is_made_of_it(project):
