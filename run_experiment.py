@@ -291,9 +291,9 @@ def main(cfg):
     root = Path(cfg.root_dir).resolve()
     os.chdir(ROOT)  # where the scripts and configs are
     root = Path(os.path.relpath(root))
-    stack_memory = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0  # half of what is free
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     failed = run_all(runs_by_name(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads,
-                     stack_memory, cfg.overwrite)
+                     stack_memory=free / 2, overwrite=cfg.overwrite)
     if failed:
         raise StudyError(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them "
                          "again", status=1)

@@ -31,6 +31,7 @@ from study.identity import digest_of, digest_of_data, identity_of
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
+DESCRIBE_COMMIT = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="]
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 
@@ -58,21 +59,25 @@ class RunFolder:
         self.cfg, self.folder = cfg, Path(cfg.out_dir)
         began = any((self.folder / name).exists() for name in ("run.json", "ckpt_last.pt"))
         if cfg.init_from == "resume" and not began:
-            raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new one starts")
+            raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new "
+                             "one starts")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(self.folder)
         except OSError as error:
             raise StudyError(f"cannot write into {self.folder}: {error.strerror}")
         if not self.lock:
-            raise StudyError(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
+            raise StudyError(f"another run is writing into {self.folder}; wait for it or set another "
+                             "--out_dir")
         files = [self.folder / name for name in FILES]
         remove_leftovers(files)
         held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
-                goes_on = "--init_from=resume goes on with it" if began else "it cannot go on without run.json and ckpt_last.pt"
-                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True replaces it, another --out_dir leaves it alone")
+                goes_on = "--init_from=resume goes on with it" if began else (
+                    "it cannot go on without run.json and ckpt_last.pt")
+                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True "
+                                 "replaces it, another --out_dir leaves it alone")
             for path in held:
                 path.unlink()
 
@@ -90,7 +95,7 @@ class RunFolder:
         self.info = {
             "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
+            "commit": output_of(DESCRIBE_COMMIT, Path(__file__).parent),
             **machine(device), **{key: resolved[key] for key in ("dtype", "step", "processes", "held_out")},
             "data": digest_of_data(resolved["chars"], resolved["data"]),
             "num_params": model.num_params(),
@@ -115,12 +120,16 @@ class RunFolder:
     def checkpoint(self):
         """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
         return {
-            "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config), "config": vars(self.cfg),
+            "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config),
+            "config": vars(self.cfg),
             **{key: self.resolved[key] for key in ("chars", "held_out", "data", "dtype")},
         }
 
     def save_evaluation(self, rows):
-        """Writes the last evaluation and the checkpoints it is best for; returns the names of these columns."""
+        """Writes the last evaluation and the checkpoints that it is best for.
+
+        Returns the names of the columns that it is best in.
+        """
         row = rows[-1]
         write_results(self.folder / "results.csv", rows, row["iter"])
         names = best_checkpoints(rows, self.tasks)
@@ -165,10 +174,12 @@ def write_results(path, rows, it):
     if before and text.startswith(before) and before.endswith("\n"):
         append_to_file(path, text[len(before):])
         return
-    differing = [number for number, (ours, theirs) in enumerate(zip(text.splitlines(True), before.splitlines(True)), 1)
-                 if ours != theirs and theirs.endswith("\n")]  # a last line that a kill has cut is no contradiction
+    lines = enumerate(zip(text.splitlines(True), before.splitlines(True)), 1)
+    differing = [number for number, (ours, theirs) in lines
+                 if ours != theirs and theirs.endswith("\n")]  # a kill may have cut the last line
     if differing:
-        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew", file=sys.stderr)
+        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew",
+              file=sys.stderr)
     write_files({path: text.encode()})
 
 

@@ -6,17 +6,15 @@ import torch
 import torch.distributed as dist
 
 from study import StudyError
-from study.dataset import read_meta
-from study.tasks import tasks_spelled_by
 from study.batches import Batches, load_splits
-from study.identity import digest_of_windows
+from study.dataset import read_meta
+from study.identity import FREE, digest_of_windows
 from study.run_folder import read_checkpoint, read_run_json
-
+from study.tasks import tasks_spelled_by
 from study.update import build
 
-# What may differ when a run is resumed. Of these only another device changes the weights: resume() compares what dtype comes to.
-FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
-                  "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
+# Settings that may differ when a run is resumed. resume() compares what dtype comes to.
+FREE_ON_RESUME = FREE - {"dataset"} | {"max_iters", "eval_interval", "dtype", "cuda_graph"}
 
 
 class TrainingState:
@@ -27,11 +25,12 @@ class TrainingState:
     """
 
     def __init__(self, model, optimizer, scaler, batches, device):
-        self.model, self.optimizer, self.scaler, self.batches, self.device = model, optimizer, scaler, batches, device
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.batches, self.device = batches, device
         self.rows, self.iter_num = [], 0
 
     def state_dict(self):
-        """Of plain values and tensors, so that torch.load reads it with weights_only=True."""
+        """Returns plain values and tensors, which torch.load reads with weights_only=True."""
         random_states = [random_state(self.device)]
         if dist.is_initialized():
             random_states = [None] * dist.get_world_size()
@@ -47,10 +46,14 @@ class TrainingState:
         }
 
     def load_state_dict(self, state):
-        """Before training begins: AdamW's tensors are new ones afterwards. Raises KeyError, ValueError, RuntimeError."""
+        """Must be called before training begins, since it replaces AdamW's tensors.
+
+        Raises KeyError, ValueError or RuntimeError.
+        """
         rank = dist.get_rank() if dist.is_initialized() else 0
         if len(state["random_states"]) != (dist.get_world_size() if dist.is_initialized() else 1):
-            raise StudyError(f"this run was made by {len(state['random_states'])} processes: resume it with as many")
+            raise StudyError(f"this run was made by {len(state['random_states'])} processes: "
+                             "resume it with as many")
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -61,17 +64,20 @@ class TrainingState:
 
 
 def set_up(cfg, device, dtype, rank=0, world_size=1):
-    """(TrainingState before the first update, splits of load_splits(), tasks, resolved) of settings of train_with_eval.py.
+    """Returns (TrainingState before the first update, splits of load_splits(), tasks, resolved).
 
-    resolved: what dataset and dtype come to (chars, held_out, data, dtype), which a run that goes on must come to as well.
+    cfg: settings of train_with_eval.py. resolved: what dataset and dtype come to (chars, held_out, data,
+    dtype), which must be the same when the run is resumed.
     """
     chars, meta = read_meta(cfg.dataset)
     splits = load_splits(cfg.dataset, cfg.block_size, device)
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    resolved = {"chars": chars, "held_out": meta["held_out"], "data": digest_of_windows(splits), "dtype": dtype}
-    return TrainingState(model, optimizer, scaler, batches, device), splits, tasks_spelled_by(chars, meta["held_out"]), resolved
+    held_out = meta["held_out"]
+    resolved = {"chars": chars, "held_out": held_out, "data": digest_of_windows(splits), "dtype": dtype}
+    state = TrainingState(model, optimizer, scaler, batches, device)
+    return state, splits, tasks_spelled_by(chars, held_out), resolved
 
 
 def random_state(device):
@@ -93,10 +99,11 @@ def set_random_state(state, device):
 
 
 def require_same_settings(cfg, config):
-    """Ends the program unless a run that was started with `config` can go on with cfg."""
+    """Raises StudyError unless a run that was started with `config` can go on with cfg."""
     for key, value in config.items():
         if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
-            raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not "
+                             f"{getattr(cfg, key, None)}: resume it as it was")
 
 
 def drop_end_of_shorter_run(rows, config, cfg):
@@ -106,7 +113,8 @@ def drop_end_of_shorter_run(rows, config, cfg):
     run that was made longer equals one that was made without a stop. A best checkpoint that came from it
     stays until a later evaluation is better than all that are left.
     """
-    if rows and rows[-1]["iter"] == config["max_iters"] < cfg.max_iters and rows[-1]["iter"] % cfg.eval_interval:
+    end = config["max_iters"]
+    if rows and rows[-1]["iter"] == end < cfg.max_iters and end % cfg.eval_interval:
         rows.pop()
 
 
@@ -117,22 +125,26 @@ def resume(state, cfg, resolved):
         info = read_run_json(cfg.out_dir)
         require_same_settings(cfg, info.get("config", {}))
         if info.get("saved_iter_num"):  # it had one
-            raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
-                 "--overwrite=True starts it anew")
+            raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the "
+                             "ckpt_last.pt to go on from: --overwrite=True starts it anew")
         return
     last = read_checkpoint(path)
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
-        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
+        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts "
+                         "the run anew")
     require_same_settings(cfg, last["config"])
     for key in ("chars", "held_out", "dtype"):
         if last[key] != resolved[key]:
-            raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {resolved[key]!r}: resume it as it was")
-    if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest of their text
-        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not "
+                             f"{resolved[key]!r}: resume it as it was")
+    if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest
+        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained "
+                         "on: prepare it as it was")
     try:
         state.load_state_dict(last)
         drop_end_of_shorter_run(state.rows, last["config"], cfg)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise StudyError(f"{path} does not fit the run: {str(error).splitlines()[0]}")
     if state.iter_num > cfg.max_iters:
-        raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")
+        raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: "
+                         f"max_iters={cfg.max_iters} must be at least that")
