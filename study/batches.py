@@ -14,10 +14,15 @@ def load_splits(dataset, block_size, device):
     splits = {}
     for split in ("train", "val"):
         tokens = torch.from_numpy(read_tokens(dataset, split, block_size))
-        splits[split] = tokens.unfold(0, block_size + 1, 1).contiguous().to(device)
+        splits[split] = windows_of(tokens, block_size).to(device)
     if torch.equal(splits["train"], splits["val"]):
         splits["val"] = splits["train"]
     return splits
+
+
+def windows_of(tokens, block_size):
+    """All windows of a text's ids: (tokens - block_size, block_size + 1)."""
+    return tokens.unfold(0, block_size + 1, 1).contiguous()
 
 
 class Batches:

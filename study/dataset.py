@@ -18,6 +18,13 @@ from study.files import write_files
 DATA_DIR = ROOT / "data"
 
 
+def encode(text):
+    """(characters of a text in the order of their ids, the text's ids as a uint16 array)."""
+    chars = "".join(sorted(set(text)))
+    ids = {char: i for i, char in enumerate(chars)}
+    return chars, np.array([ids[char] for char in text], dtype=np.uint16)
+
+
 def write_dataset(folder, text, held_out="none"):
     """Writes `text` as the dataset in `folder`, which is made if it is not there.
 
@@ -30,13 +37,12 @@ def write_dataset(folder, text, held_out="none"):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot make the folder {folder}: {error.strerror}")
-    chars = sorted(set(text))
-    stoi = {char: i for i, char in enumerate(chars)}
-    tokens = np.array([stoi[char] for char in text], dtype=np.uint16).tobytes()
+    chars, ids = encode(text)
+    tokens = ids.tobytes()
     meta = {
         "vocab_size": len(chars),
         "itos": dict(enumerate(chars)),
-        "stoi": stoi,
+        "stoi": {char: i for i, char in enumerate(chars)},
         "tokens": {"train": len(text), "val": len(text)},  # so that a cut .bin is noticed
         "held_out": held_out,
     }
@@ -47,7 +53,7 @@ def write_dataset(folder, text, held_out="none"):
         folder / "train.txt": text.encode(),
     })
     print(f"{folder.name}: {len(text):,} characters")
-    print(f"vocabulary: {len(chars)} ({''.join(chars)!r})")
+    print(f"vocabulary: {len(chars)} ({chars!r})")
     print(f"tokens: {len(text):,} for training, the same {len(text):,} for validation")
 
 
@@ -66,7 +72,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def text_of(dataset, **settings):
     """The text that data/<dataset>/prepare.py writes with these settings."""
-    return _prepare_script(dataset)["text"](**settings)
+    script = _prepare_script(dataset)
+    if "text" not in script:
+        raise StudyError(f"data/{dataset}/prepare.py needs a function text() that returns its text")
+    return script["text"](**settings)
 
 
 @functools.cache

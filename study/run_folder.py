@@ -20,18 +20,34 @@ import torch
 
 from study import ROOT, StudyError
 from study.dataset import read_meta
-from study.tasks import HELD_OUT
 from model import GPT, GPTConfig
 from study.device import machine, output_of
-from study.processes import launcher
 from study.files import append_to_file, remove_leftovers, write_files
-
+from study.identity import digest_of, digest_of_data, identity_of
+from study.processes import launcher
+from study.tasks import HELD_OUT
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
+MADE_BY = ("dtype", "step", "step_refused", "processes", "held_out")
+DESCRIBE_COMMIT = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="]
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
+
+
+def lock_folder(folder):
+    """An open file that holds the lock of a run's folder, until it is closed; None if another process has it.
+
+    The kernel releases the lock, however its process ends.
+    """
+    lock = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
 
 
 class RunFolder:
@@ -44,32 +60,35 @@ class RunFolder:
         self.cfg, self.folder = cfg, Path(cfg.out_dir)
         began = any((self.folder / name).exists() for name in ("run.json", "ckpt_last.pt"))
         if cfg.init_from == "resume" and not began:
-            raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new one starts")
+            raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new "
+                             "one starts")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
+            self.lock = lock_folder(self.folder)
         except OSError as error:
             raise StudyError(f"cannot write into {self.folder}: {error.strerror}")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the kernel, however we end
-        except OSError:
-            raise StudyError(f"another run is writing into {self.folder}; wait for it or set another --out_dir")
+        if not self.lock:
+            raise StudyError(f"another run is writing into {self.folder}; wait for it or set another "
+                             "--out_dir")
         files = [self.folder / name for name in FILES]
         remove_leftovers(files)
         held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
-                goes_on = "--init_from=resume goes on with it" if began else "it cannot go on without run.json and ckpt_last.pt"
-                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True replaces it, another --out_dir leaves it alone")
+                goes_on = "--init_from=resume goes on with it" if began else (
+                    "it cannot go on without run.json and ckpt_last.pt")
+                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True "
+                                 "replaces it, another --out_dir leaves it alone")
             for path in held:
                 path.unlink()
 
     def begin(self, model, tasks, device, resolved, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        resolved: what dataset and settings come to (chars, held_out, data, dtype, step, processes). seconds: wall
-        time from now on by what it is spent on, counted by the caller. rows: the evaluations so far, which
-        a results.csv that was cut gets back. Returns what run.json says of the part before, {} if this is the first.
+        resolved: what dataset and settings come to (chars, held_out, data, dtype, step, processes). seconds:
+        wall time from now on by what it is spent on, counted by the caller. rows: the evaluations so far,
+        which a results.csv that was cut gets back. Returns what run.json says of the part before, {} if this
+        is the first.
         """
         self.model, self.tasks, self.resolved = model, tasks, resolved
         before = read_run_json(self.folder)
@@ -77,8 +96,9 @@ class RunFolder:
         self.info = {
             "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], Path(__file__).parent),
-            **machine(device), **{key: resolved[key] for key in ("dtype", "step", "step_refused", "processes", "held_out")},
+            "commit": output_of(DESCRIBE_COMMIT, Path(__file__).parent),
+            **machine(device), **{key: resolved[key] for key in MADE_BY},
+            "data": digest_of_data(resolved["chars"], resolved["data"]),
             "num_params": model.num_params(),
             "iter_num": it,  # iterations done
             "saved_iter_num": it,  # of these, what ckpt_last.pt holds: a run is complete when that is all
@@ -86,9 +106,10 @@ class RunFolder:
             "config": vars(self.cfg),
             "earlier_parts": earlier_parts + ([before] if before else []),
         }
+        self.info["digest"] = digest_of(identity_of(self.info))
         self._write(it)
         if rows:
-            write_results(self.folder / "results.csv", rows)
+            write_results(self.folder / "results.csv", rows, it)
         return before
 
     def _write(self, it, files=None):
@@ -100,14 +121,18 @@ class RunFolder:
     def checkpoint(self):
         """What every checkpoint holds: enough to sample from and to score the model without the dataset."""
         return {
-            "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config), "config": vars(self.cfg),
+            "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config),
+            "config": vars(self.cfg),
             **{key: self.resolved[key] for key in ("chars", "held_out", "data", "dtype")},
         }
 
     def save_evaluation(self, rows):
-        """Writes the last evaluation and the checkpoints it is best for; returns the names of these columns."""
+        """Writes the last evaluation and the checkpoints that it is best for.
+
+        Returns the names of the columns that it is best in.
+        """
         row = rows[-1]
-        write_results(self.folder / "results.csv", rows)
+        write_results(self.folder / "results.csv", rows, row["iter"])
         names = best_checkpoints(rows, self.tasks)
         if names:
             scores = {key: value for key, value in row.items() if key != "iter"}
@@ -133,19 +158,24 @@ def best_checkpoints(rows, tasks):
     ]
 
 
-def write_results(path, rows):
-    """Brings results.csv up to date with the evaluations so far; rows that it has beyond them, of this very run, stay."""
+def write_results(path, rows, it):
+    """Brings results.csv up to date with the evaluations up to iteration `it`.
+
+    The rows of later iterations, which a run that was killed had finished, stay.
+    """
     text = "".join(",".join(map(str, values)) + "\n" for values in (rows[0], *(row.values() for row in rows)))
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if before.startswith(text):
+    if before.startswith(text) and not before[len(text):].startswith(f"{it},"):  # of a run that ended here
         return
     if before and text.startswith(before) and before.endswith("\n"):
         append_to_file(path, text[len(before):])
         return
-    differing = [number for number, (ours, theirs) in enumerate(zip(text.splitlines(True), before.splitlines(True)), 1)
-                 if ours != theirs and theirs.endswith("\n")]  # a last line that a kill has cut is no contradiction
+    lines = enumerate(zip(text.splitlines(True), before.splitlines(True)), 1)
+    differing = [number for number, (ours, theirs) in lines
+                 if ours != theirs and theirs.endswith("\n")]  # a kill may have cut the last line
     if differing:
-        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew", file=sys.stderr)
+        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew",
+              file=sys.stderr)
     write_files({path: text.encode()})
 
 

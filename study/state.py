@@ -1,6 +1,5 @@
 """All that a run needs to go on exactly where it stopped, as one object."""
 
-import hashlib
 import os
 
 import torch
@@ -9,13 +8,13 @@ import torch.distributed as dist
 from study import StudyError
 from study.batches import Batches, load_splits
 from study.dataset import read_meta
+from study.identity import FREE, digest_of_windows
 from study.run_folder import read_checkpoint, read_run_json
 from study.tasks import tasks_spelled_by
 from study.update import begin_moments, build
 
-# What may differ when a run is resumed. Of these only another device changes the weights: resume() compares what dtype comes to.
-FREE_ON_RESUME = {"out_dir", "init_from", "overwrite", "max_iters", "eval_interval", "log_interval", "save_interval",
-                  "wandb_log", "wandb_project", "wandb_run_name", "device", "dtype", "cuda_graph"}
+# Settings that may differ when a run is resumed. resume() compares what dtype comes to.
+FREE_ON_RESUME = FREE - {"dataset"} | {"max_iters", "eval_interval", "dtype", "cuda_graph"}
 
 
 class TrainingState:
@@ -26,11 +25,12 @@ class TrainingState:
     """
 
     def __init__(self, model, optimizer, scaler, batches, device):
-        self.model, self.optimizer, self.scaler, self.batches, self.device = model, optimizer, scaler, batches, device
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.batches, self.device = batches, device
         self.rows, self.iter_num, self.stopped_by = [], 0, None
 
     def state_dict(self):
-        """Of plain values and tensors, so that torch.load reads it with weights_only=True."""
+        """Returns plain values and tensors, which torch.load reads with weights_only=True."""
         random_states = [random_state(self.device)]
         if dist.is_initialized():
             random_states = [None] * dist.get_world_size()
@@ -46,10 +46,14 @@ class TrainingState:
         }
 
     def load_state_dict(self, state):
-        """Before training begins: AdamW's tensors are new ones afterwards. Raises KeyError, ValueError, RuntimeError."""
+        """Must be called before training begins, since it replaces AdamW's tensors.
+
+        Raises KeyError, ValueError or RuntimeError.
+        """
         rank = dist.get_rank() if dist.is_initialized() else 0
         if len(state["random_states"]) != (dist.get_world_size() if dist.is_initialized() else 1):
-            raise StudyError(f"this run was made by {len(state['random_states'])} processes: resume it with as many")
+            raise StudyError(f"this run was made by {len(state['random_states'])} processes: "
+                             "resume it with as many")
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, for this device
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -61,21 +65,22 @@ class TrainingState:
 
 
 def set_up(cfg, device, dtype, rank=0, world_size=1):
-    """(TrainingState before the first update, splits of load_splits(), tasks, resolved) of settings of train_with_eval.py.
+    """Returns (TrainingState before the first update, splits of load_splits(), tasks, resolved).
 
-    resolved: what dataset and dtype come to (chars, held_out, data, dtype), which a run that goes on must come to as well.
+    cfg: settings of train_with_eval.py. resolved: what dataset and dtype come to (chars, held_out, data,
+    dtype), which must be the same when the run is resumed.
     """
     chars, meta = read_meta(cfg.dataset)
     splits = load_splits(cfg.dataset, cfg.block_size, device)
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    data = hashlib.sha256(b"".join(splits[split].cpu().numpy().tobytes() for split in ("train", "val"))).hexdigest()
-    resolved = {"chars": chars, "held_out": meta["held_out"], "data": data, "dtype": dtype}
+    held_out = meta["held_out"]
+    resolved = {"chars": chars, "held_out": held_out, "data": digest_of_windows(splits), "dtype": dtype}
+    state = TrainingState(model, optimizer, scaler, batches, device)
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # its own dropout
-    state = TrainingState(model, optimizer, scaler, batches, device)
-    return state, splits, tasks_spelled_by(chars, meta["held_out"]), resolved
+    return state, splits, tasks_spelled_by(chars, held_out), resolved
 
 
 def random_state(device):
@@ -97,10 +102,23 @@ def set_random_state(state, device):
 
 
 def require_same_settings(cfg, config):
-    """Ends the program unless a run that was started with `config` can go on with cfg."""
+    """Raises StudyError unless a run that was started with `config` can go on with cfg."""
     for key, value in config.items():
         if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
-            raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not {getattr(cfg, key, None)}: resume it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not "
+                             f"{getattr(cfg, key, None)}: resume it as it was")
+
+
+def drop_end_of_shorter_run(rows, config, cfg):
+    """Removes the evaluation at the end of a run that was started with `config`, if cfg makes it longer.
+
+    Between two multiples of eval_interval a run is evaluated only where it ends. Without that evaluation a
+    run that was made longer equals one that was made without a stop. A best checkpoint that came from it
+    stays until a later evaluation is better than all that are left.
+    """
+    end = config["max_iters"]
+    if rows and rows[-1]["iter"] == end < cfg.max_iters and end % cfg.eval_interval:
+        rows.pop()
 
 
 def resume(state, cfg, resolved):
@@ -112,22 +130,27 @@ def resume(state, cfg, resolved):
     if not os.path.exists(path):
         require_same_settings(cfg, info.get("config", {}))
         if info.get("saved_iter_num"):  # it had one
-            raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the ckpt_last.pt to go on from: "
-                 "--overwrite=True starts it anew")
+            raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the "
+                             "ckpt_last.pt to go on from: --overwrite=True starts it anew")
         return info
     last = read_checkpoint(path)
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
-        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts the run anew")
+        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts "
+                         "the run anew")
     require_same_settings(cfg, last["config"])
     for key in ("chars", "held_out", "dtype"):
         if last[key] != resolved[key]:
-            raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not {resolved[key]!r}: resume it as it was")
-    if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest of their text
-        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained on: prepare it as it was")
+            raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not "
+                             f"{resolved[key]!r}: resume it as it was")
+    if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest
+        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained "
+                         "on: prepare it as it was")
     try:
         state.load_state_dict(last)
+        drop_end_of_shorter_run(state.rows, last["config"], cfg)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise StudyError(f"{path} does not fit the run: {str(error).splitlines()[0]}")
     if state.iter_num > cfg.max_iters:
-        raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: max_iters={cfg.max_iters} must be at least that")
+        raise StudyError(f"the run in {cfg.out_dir} is at iteration {state.iter_num} already: "
+                         f"max_iters={cfg.max_iters} must be at least that")
     return info

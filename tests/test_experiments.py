@@ -7,17 +7,19 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import PATIENCE, ROOT, refused
 
 import run_experiment
 from study import StudyError
-from study.experiments.runs import RUN_COLUMNS, config_of, grid, named, write_tables
 from study.experiments.results import NEEDED, Run, read_runs, read_tables, scores_of
+from study.experiments.runs import RUN_COLUMNS, config_of, grid, runs_by_name, write_tables
+from study.run_folder import lock_folder
 from study.settings import run_config_file
 
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
@@ -25,13 +27,14 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def runs_of(path):
-    return named(run_config_file(Path(path))["runs"])
+    return runs_by_name(run_config_file(Path(path))["runs"])
 
 
 def tables(folder):
     """(rows of runs.csv, rows of evaluations.csv.gz), each a {column: text}."""
-    with open(folder / "runs.csv", newline="") as runs, gzip.open(folder / "evaluations.csv.gz", "rt", newline="") as evaluations:
-        return list(csv.DictReader(runs)), list(csv.DictReader(evaluations))
+    with open(folder / "runs.csv", newline="") as runs:
+        with gzip.open(folder / "evaluations.csv.gz", "rt", newline="") as evaluations:
+            return list(csv.DictReader(runs)), list(csv.DictReader(evaluations))
 
 
 def test_a_grid_is_every_combination_and_its_first_axis_varies_slowest():
@@ -41,27 +44,32 @@ def test_a_grid_is_every_combination_and_its_first_axis_varies_slowest():
 
 
 def test_experiments_share_the_names_of_equal_runs():
-    assert list(named(grid(config="math_mini_14", n_embd=28, seed=3))) == ["math_mini_28_seed_3"]
-    assert list(named(grid(seed=3, config="math_mini_14_wd", n_embd=28))) == ["math_mini_28_wd_seed_3"]
-    assert list(named(grid(config="math_mini_14", held_out="3,4;1,8", seed=3))) == ["math_mini_14_held_out_3-4-1-8_seed_3"]
+    for settings, name in (
+        ({"config": "math_mini_14", "n_embd": 28, "seed": 3}, "math_mini_28_seed_3"),
+        ({"seed": 3, "config": "math_mini_14_wd", "n_embd": 28}, "math_mini_28_wd_seed_3"),
+        ({"config": "math_mini_14", "held_out": "3,4;1,8"}, "math_mini_14_held_out_3-4-1-8"),
+        ({"config": "math_mini_mlt", "n_embd": 192}, "math_mini_mlt_n_embd_192"),
+    ):
+        assert list(runs_by_name([settings])) == [name]
     for width in (28, 56):  # such a name says the truth: the configs differ in the width alone
         for task in ("math", "facts", "both"):
             for suffix in ("", "_wd"):
                 small, large = ({"config": f"{task}_mini_{n}{suffix}"} for n in (14, width))
                 assert config_of(small | {"n_embd": width}) == config_of(large)
-    assert list(named(grid(config="math_mini_mlt", n_embd=[192, 384]))) == ["math_mini_mlt_n_embd_192", "math_mini_mlt_n_embd_384"]
-    named_runs = [run for path in EXPERIMENTS for run in runs_of(path).items()]
-    configs = {name: config_of(settings) for name, settings in named_runs}
-    assert all(config_of(settings) == configs[name] for name, settings in named_runs)
+    listed = [run for path in EXPERIMENTS for run in runs_of(path).items()]
+    configs = {name: config_of(settings) for name, settings in listed}
+    assert all(config_of(settings) == configs[name] for name, settings in listed)
 
 
 def test_the_experiments_are_the_ones_of_the_study():
-    expected = {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13, "seeds": 2 * 200 + 12 * 10, "steps": 60}
+    expected = {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13,
+                "seeds": 2 * 200 + 12 * 10, "steps": 60}
     assert expected == {name: len(runs_of(ROOT / f"experiments/{name}.py")) for name in expected}
     paper = runs_of(ROOT / "experiments/paper.py")
-    assert {name for name in paper if not re.fullmatch(r"math_mini_1?[0-9]", name)} < {path.stem.removeprefix("train_") for path in ROOT.glob("config/*.py")}
-    work = [run_experiment.work_of(settings) for settings in paper.values()]
-    assert work[:2] == [max(work)] * 2 and work[-1] == min(work)  # short ones fill the gaps at the end
+    configs = {path.stem.removeprefix("train_") for path in ROOT.glob("config/*.py")}
+    assert {name for name in paper if not re.fullmatch(r"math_mini_1?[0-9]", name)} < configs
+    widths = [config_of(settings)["n_embd"] for settings in paper.values()]
+    assert widths == sorted(widths, reverse=True)  # short ones fill the gaps at the end
     pairs = {settings["held_out"] for settings in runs_of(ROOT / "experiments/pairs.py").values()}
     assert len(pairs) == 10 and "5,7" not in pairs
 
@@ -75,45 +83,43 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     monkeypatch.chdir(project)
 
     def run(max_iters, **changed):
-        experiment = {"one": {"config": "math_mini_14", "seed": 1, "line_seed": 3}, "two": {"config": "facts_mini_14"}}
-        experiment = {name: settings | {"max_iters": max_iters} for name, settings in experiment.items()}
-        return run_experiment.run_all(experiment, **{"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 2, "threads": ONE_THREAD} | changed)
+        experiment = {"one": {"config": "math_mini_14", "seed": 1, "line_seed": 3, "max_iters": max_iters},
+                      "two": {"config": "facts_mini_14", "max_iters": max_iters}}
+        options = {"device": "cpu", "jobs": 2, "threads": ONE_THREAD} | changed
+        return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", **options)
 
     assert run(3) == []
     assert "0 of 2 runs complete" in capfd.readouterr().out
     log = (tmp_path / "runs/one/train.log").read_text()
     assert "data as_math_line_seed_3" in log
     rows, evaluations = tables(tmp_path / "mine")
-    assert [row["run"] for row in rows] == ["one", "two"] and list(rows[0]) == list(RUN_COLUMNS)
-    assert [(row["run"], row["iter"]) for row in evaluations] == [("one", "0"), ("one", "3"), ("two", "0"), ("two", "3")]
+    assert [row["run"] for row in rows] == ["one", "two"]
+    assert list(rows[0])[: len(RUN_COLUMNS)] == list(RUN_COLUMNS)
+    assert [(row["run"], row["iter"]) for row in evaluations] == [
+        ("one", "0"), ("one", "3"), ("two", "0"), ("two", "3")]
     before = {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
     assert run(3) == []  # all complete: nothing starts, and the tables stay as they are
-    assert "2 of 2 runs complete" in capfd.readouterr().out and (tmp_path / "runs/one/train.log").read_text() == log
+    assert "2 of 2 runs complete" in capfd.readouterr().out
+    assert (tmp_path / "runs/one/train.log").read_text() == log
     assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
 
-    # Run on without the tables, one goes on where it stopped; the other fails, which is said and holds up nothing.
+    # Made longer without the tables, one goes on where it stopped; the other fails and stops nothing.
     (tmp_path / "mine/runs.csv").unlink()
     (tmp_path / "runs/two/ckpt_last.pt").write_bytes(b"damaged")
     assert run(5, jobs=1) == ["two"]
-    assert "two failed" in capfd.readouterr().out and "damaged" in (tmp_path / "runs/two/train.log").read_text()
+    assert "two failed" in capfd.readouterr().out
+    assert "damaged" in (tmp_path / "runs/two/train.log").read_text()
     assert "resumed at iteration 3" in (tmp_path / "runs/one/train.log").read_text()
     info = json.loads((tmp_path / "runs/one/run.json").read_text())
     assert info["iter_num"] == 5 and [part["iter_num"] for part in info["earlier_parts"]] == [3]
     assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
 
 
-def test_the_pace_of_a_run_that_was_killed_counts_what_it_repeats(tmp_path):
-    made = {"device": "cpu", "device_name": "Some CPU", "threads": 1, "dtype": "float32", "torch": "9.9"}
-    killed = made | {"iter_num": 15_000, "saved_iter_num": 12_000, "seconds": {"training": 15.0}}
-    (tmp_path / "run.json").write_text(json.dumps(made | {"iter_num": 14_000, "seconds": {"training": 2.0}, "earlier_parts": [killed]}))
-    assert run_experiment.progress(tmp_path) == (14_000, 0.001)
-
-
-def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_settings_not_this_one(project, monkeypatch, tmp_path, capfd):
+def test_a_run_without_its_last_checkpoint_is_not_complete(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
 
-    def run(**settings):
-        experiment = {"one": {"config": "math_mini_14", "max_iters": 3} | settings}
+    def run():
+        experiment = {"one": {"config": "math_mini_14", "max_iters": 3}}
         return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, ONE_THREAD)
 
     assert run() == []
@@ -121,8 +127,6 @@ def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_sett
     before = (folder / "ckpt_last.pt").read_bytes()
     info = json.loads((folder / "run.json").read_text())
     (tmp_path / "mine/runs.csv").unlink()
-    with pytest.raises(StudyError, match="was started with learning_rate=0.01, not 0.02"):
-        run(learning_rate=0.02)
     (folder / "ckpt_last.pt").unlink()  # as if it had been killed before its only save
     (folder / "run.json").write_text(json.dumps(info | {"saved_iter_num": 0}))
     assert run() == [] and "0 of 1 runs complete" in capfd.readouterr().out
@@ -132,7 +136,8 @@ def test_a_run_without_its_last_checkpoint_is_not_complete_and_one_of_other_sett
 def torch_equal(path, before):
     """Whether two checkpoints, a file and the bytes of one, have the same weights at the same iteration."""
     a, b = (torch.load(source, weights_only=True) for source in (path, io.BytesIO(before)))
-    return a["iter_num"] == b["iter_num"] and all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
+    same = all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
+    return same and a["iter_num"] == b["iter_num"]
 
 
 def test_runs_of_before_and_after_a_task_was_added_share_a_table(tmp_path):
@@ -140,16 +145,19 @@ def test_runs_of_before_and_after_a_task_was_added_share_a_table(tmp_path):
         return Run(dict.fromkeys(RUN_COLUMNS, "0") | {"run": name}, [row], {})
 
     old = dict.fromkeys(NEEDED, "1")
-    write_tables(tmp_path, {"old": run("old", **old), "new": run("new", **old, mul_correct="7", mul_total="10")})
+    new = old | {"mul_correct": "7", "mul_total": "10"}
+    write_tables(tmp_path, {"old": run("old", **old), "new": run("new", **new)})
     _, evaluations = tables(tmp_path)
-    assert [(row["run"], row["mul_correct"], row["mul_total"], row["val_loss"]) for row in evaluations] == [("old", "0", "0", "1"), ("new", "7", "10", "1")]
+    shown = [[row[key] for key in ("run", "mul_correct", "mul_total", "val_loss")] for row in evaluations]
+    assert shown == [["old", "0", "0", "1"], ["new", "7", "10", "1"]]
     (tmp_path / "evaluations.csv.gz").write_bytes(gzip.compress(b"run,iter\nold,0\n"))
     with pytest.raises(StudyError):
         read_tables(tmp_path)
 
 
 def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
-    Path("mine.py").write_text("from study.experiments.runs import grid\nruns = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")
+    Path("mine.py").write_text("from study.experiments import grid\n"
+                               "runs = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")
     result = script("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=2")
     assert result.returncode == 0, result.stderr
     _, evaluations = tables(in_tmp / "mine")
@@ -160,13 +168,16 @@ def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
         assert [{column: row[column] for column in rows[0]} for row in mine] == rows
     folders = read_runs(in_tmp / "runs")
     for name, run in read_runs(in_tmp).items():  # the same run, from the tables and from its folder
-        assert {column: float(run.info[column]) for column in scores_of(run.results)} == scores_of(folders[name].results)
+        scores = scores_of(folders[name].results)
+        assert {column: float(run.info[column]) for column in scores_of(run.results)} == scores
         assert run.results["held_out_answers"] == folders[name].results["held_out_answers"]
         assert set(run.results["held_out_answers"][-1]) == {"5+7", "7+5", "5-7", "7-5"}
-        assert all(run.info[column] == str(folders[name].info[column]) for column in ("num_params", "held_out", "max_iters", "made_on"))
+        for column in ("num_params", "held_out", "max_iters", "made_on"):
+            assert run.info[column] == str(folders[name].info[column])
 
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("signum, status", [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, project, signum, status):
     Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 4000}]\n")
     process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
@@ -187,6 +198,46 @@ def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, projec
     assert script(*command).stdout == "1 of 1 runs complete, 1 at a time\n"
 
 
+def test_a_killed_experiment_ends_its_runs_and_the_same_command_goes_on(start, script, in_tmp):
+    Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'n_embd': 2, 'max_iters': 20_000}]\n")
+    command = ("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
+    folder = in_tmp / "runs/math_mini_2_max_iters_20000"
+    process = start(*command)
+    while not ((folder / "results.csv").exists() and (folder / "results.csv").read_text().count("\n") > 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    if sys.platform == "linux":  # elsewhere the run goes on, and the second command waits for it
+        deadline = time.monotonic() + PATIENCE
+        while not run_experiment.is_free(folder):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert 0 < json.loads((folder / "run.json").read_text())["saved_iter_num"] < 20_000
+        assert "stopped at iteration" in (folder / "train.log").read_text()
+    again = script(*command)
+    assert again.returncode == 0, again.stderr
+    assert [row["iter"] for row in tables(in_tmp / "mine")[1]] == [str(it) for it in range(0, 20_001, 250)]
+    assert "resumed at iteration" in (folder / "train.log").read_text()
+
+
+def test_a_run_that_another_process_trains_is_waited_for(start, in_tmp):
+    Path("mine.py").write_text("from study.experiments import grid\n"
+                               "runs = grid(config='math_mini_14', n_embd=[2, 3], max_iters=3)\n")
+    folder = in_tmp / "runs/math_mini_2_max_iters_3"
+    folder.mkdir(parents=True)
+    lock = lock_folder(folder)
+    process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
+    for line in process.stdout:
+        if line == "math_mini_3_max_iters_3: complete\n":
+            break
+    assert not (folder / "run.json").exists() and process.poll() is None
+    lock.close()
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and "math_mini_2_max_iters_3: complete" in stdout, stderr
+    assert len(tables(in_tmp / "mine")[0]) == 2
+
+
 def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, in_tmp):
     Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 1_000_000}]\n")
     process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}")
@@ -197,61 +248,46 @@ def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, 
     assert process.returncode == 1 and stderr == "stopped; the same command goes on\n"
 
 
-def test_the_time_left_takes_a_run_without_a_pace_to_be_like_the_others():
-    assert run_experiment.time_left({"a": 10.0, "b": 10.0}, {}, 1) is None
-    assert run_experiment.time_left({"a": 10.0, "b": 10.0, "c": 20.0}, {"a": 1.0, "b": 3.0}, 2) == (10 + 30 + 40) / 2
-    assert run_experiment.time_left({"a": 10.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, 8) == 20  # no run is faster than itself
-
-
 def test_a_run_that_another_experiment_published_is_not_made_again(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
-    experiment = named([{"config": "math_mini_14", "n_embd": 2, "max_iters": 3}])
+    experiment = runs_by_name([{"config": "math_mini_14", "n_embd": 2, "max_iters": 3}])
     options = {"root": tmp_path, "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
     assert run_experiment.run_all(experiment, table=tmp_path / "a", **options) == []
     shutil.rmtree(tmp_path / "runs")
     assert run_experiment.run_all(experiment, table=tmp_path / "b", **options) == []
     assert not (tmp_path / "runs").exists()
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in ("runs.csv", "evaluations.csv.gz"))
+    for name in ("runs.csv", "evaluations.csv.gz"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_what_is_no_longer_listed_stays_in_the_tables(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
-    options = {"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
-    two, one = (named(grid(config="math_mini_14", n_embd=widths, max_iters=3)) for widths in ([2, 3], [3]))
-    assert run_experiment.run_all(two, **options) == []
+    options = tmp_path, tmp_path / "mine", "cpu", 1, ONE_THREAD
+    two, one = (runs_by_name(grid(config="math_mini_14", n_embd=n, max_iters=3)) for n in ([2, 3], [3]))
+    assert run_experiment.run_all(two, *options) == []
     shutil.rmtree(tmp_path / "runs")
-    assert run_experiment.run_all(one, **options) == []
+    assert run_experiment.run_all(one, *options) == []
     assert read_tables(tmp_path / "mine").keys() == two.keys()
 
 
-def test_a_published_run_of_another_config_is_not_taken_for_this_one(project, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(project)
-    runs = read_tables(ROOT / "results" / "paper")
-    (tmp_path / "paper").mkdir()
-    write_tables(tmp_path / "paper", {name: runs[name] for name in ("math_mini_14", "facts_mini_14_wd")})
-    options = {"root": tmp_path, "table": tmp_path / "mine", "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
-    asked = {"math_mini_14": {"config": "math_mini_14", "weight_decay": 0}, "facts_mini_14_wd": {"config": "facts_mini_14_wd"}}
-    assert run_experiment.run_all(asked, **options) == []
-    for column, theirs, ours in (("n_embd", "14", 15), ("weight_decay", "0.0", 0.1), ("line_seed", "-1", 3), ("held_out", "5,7", "1,2")):
-        with pytest.raises(StudyError, match=f"math_mini_14 is in the tables already, with {column}={theirs} and not {ours}: "):
-            run_experiment.run_all({"math_mini_14": {"config": "math_mini_14", column: ours}}, **options)
-
-
-@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")),
+                         ids=lambda folder: folder.name)
 def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
     experiment = runs_of(ROOT / "experiments" / f"{folder.name}.py")
     runs = read_tables(folder)
     assert runs and list(runs) == [name for name in experiment if name in runs]
     for name, run in runs.items():
         config = config_of(experiment[name]) | experiment[name]
-        # An equal run that another experiment made may name another config: math_mini_28 is math_mini_14 with n_embd=28.
-        assert config_of(experiment[name] | {"config": run.info["config"], "n_embd": config["n_embd"]}) == config_of(experiment[name])
+        # Another experiment may give another config: math_mini_28 is math_mini_14 with n_embd=28.
+        other = {"config": run.info["config"], "n_embd": config["n_embd"]}
+        assert config_of(experiment[name] | other) == config_of(experiment[name])
         for column in ("n_embd", "weight_decay", "seed", "max_iters", "line_seed"):
             assert run.info[column] == str(config.get(column, -1)), (name, column)
         held_out = "none" if config["dataset"] == "facts_char" else experiment[name].get("held_out", "5,7")
         assert run.info["held_out"] == held_out
         assert run.results["iter"].tolist() == [*range(0, config["max_iters"], 250), config["max_iters"]]
-        assert {column: float(run.info.get(column, 0)) for column in scores_of(run.results)} == scores_of(run.results)
+        scores = scores_of(run.results)
+        assert {column: float(run.info.get(column, 0)) for column in scores} == scores
         answered = {5 if held_out == "none" else len(set(said)) for said in run.results["held_out_answers"]}
         assert answered == {5 if held_out == "none" else 4}
     assert all(path.stat().st_size < 5_000_000 for path in folder.iterdir())

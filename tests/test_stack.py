@@ -14,8 +14,9 @@ import run_experiment
 from study import update
 from study.fast import stack
 from study.batches import Batches, load_splits
-from study.experiments.runs import config_of, grid, named
+from study.experiments.runs import config_of, grid, runs_by_name
 from study.experiments.results import read_tables
+from study.settings import STOP_SIGNALS, exit_on_signals
 from study.state import TrainingState
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_a_member_in_bfloat16_has_the_gradient_of_its_single_run_up_to_that_prec
 
 
 def make_stack(root, seeds, resume=False, asked=(), ends=None, **settings):
-    runs = named(grid(config="math_mini_14", seed=seeds))
+    runs = runs_by_name(grid(config="math_mini_14", seed=seeds))
     cfgs = [types.SimpleNamespace(**config_of(run) | SHORT | {"out_dir": str(root / name), "init_from": "resume" if resume else "scratch"} | settings)
             for name, run in runs.items()]
     said = []
@@ -166,13 +167,13 @@ def test_a_stack_is_as_large_as_memory_allows():
 
 def test_runs_that_scale_their_loss_train_alone(project, monkeypatch):
     monkeypatch.setattr(run_experiment, "setup_device", lambda device, dtype: (device, "float16", None))  # what auto is on an old GPU
-    runs = named(grid(config="math_mini_14", seed=[1, 2]))
+    runs = runs_by_name(grid(config="math_mini_14", seed=[1, 2]))
     assert run_experiment.stacks_of(runs, dict.fromkeys(runs, 0), "cuda", 8e9) == []
 
 
 def test_what_can_train_together_does(project, monkeypatch):
     monkeypatch.setattr(run_experiment, "LARGEST_STACK", 4)
-    runs = named(
+    runs = runs_by_name(
         grid(config=["math_mini_14", "math_mini_28"], seed=range(1, 4)) + grid(config="math_mini_14_wd", seed=1)
         + grid(config="math_mini_mlt", seed=[1, 2]) + grid(config="facts_mini_14", seed=range(1, 7)))
     done = dict.fromkeys(runs, 0) | {"math_mini_28_seed_3": 250}
@@ -185,7 +186,7 @@ def test_what_can_train_together_does(project, monkeypatch):
 
 def test_an_experiment_trains_its_stacks_and_then_what_is_left(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
-    experiment = named(grid(config="math_mini_14", seed=[1, 2, 3], line_seed=[1, 2], **SHORT) + grid(config="facts_mini_14", **SHORT))
+    experiment = runs_by_name(grid(config="math_mini_14", seed=[1, 2, 3], line_seed=[1, 2], **SHORT) + grid(config="facts_mini_14", **SHORT))
     assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stack_memory=8e9) == []
     out = capfd.readouterr().out
     assert "and 5 like it 0 of 40" in out and out.count(": complete") == 7
@@ -201,19 +202,20 @@ def test_runs_that_do_not_fit_into_memory_together_train_one_by_one(project, mon
     no_room.max_updates = 1
     monkeypatch.chdir(project)
     monkeypatch.setattr(stack, "make_stacked_train", lambda states, *_, **__: (no_room, lambda: torch.ones(len(states), dtype=torch.bool)))
-    experiment = named(grid(config="math_mini_14", seed=[1, 2], **SHORT))
+    experiment = runs_by_name(grid(config="math_mini_14", seed=[1, 2], **SHORT))
     assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, {"OMP_NUM_THREADS": "1"}, stack_memory=8e9) == []
     assert "2 runs like math_mini_14" in (err := capfd.readouterr().err) and err.endswith("do not fit into memory together; they train one by one\n")
     assert [run.info["step"] for run in read_tables(tmp_path / "mine").values()] == ["PyTorch"] * 2
 
 
 def test_after_the_stacks_a_first_signal_ends_the_program(project, monkeypatch):
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     try:
+        exit_on_signals()  # as run_script() does
         run_experiment.train_stacks({}, {}, [], {}, "cpu", 8e9, None)
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGTERM)
         assert ended.value.code == 143
     finally:
-        for signum, handler in zip((signal.SIGTERM, signal.SIGINT), before):
+        for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -281,6 +281,20 @@ def test_a_run_can_be_made_longer(call, in_tmp):
     assert Path("longer/results.csv").read_bytes() == results
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_run_made_longer_than_an_end_between_two_evaluations_equals_the_run_in_one_go(call, in_tmp, fast):
+    every = ("--eval_interval=20", f"--fast={fast}", "--n_embd=4")
+    assert call("train_with_eval.py", "--max_iters=80", *every, "--out_dir=whole").returncode == 0
+    assert call("train_with_eval.py", "--max_iters=50", *every, "--out_dir=longer").returncode == 0
+    assert [row["iter"] for row in rows_of("longer")] == ["0", "20", "40", "50"]
+    assert load("longer/ckpt.pt")["iter_num"] == 50
+    for max_iters, iters in ((50, "0 20 40 50"), (55, "0 20 40 55"), (80, "0 20 40 60 80")):
+        resumed = call("train_with_eval.py", f"--max_iters={max_iters}", *every, "--out_dir=longer", "--init_from=resume")
+        assert resumed.returncode == 0 and resumed.stderr == "", resumed.stderr
+        assert [row["iter"] for row in rows_of("longer")] == iters.split()
+    assert same_run("whole", "longer")
+
+
 def test_a_folder_is_not_written_over_unless_asked(call, in_tmp):
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     before = Path("run/results.csv").read_bytes()

@@ -217,13 +217,6 @@ def scores_of(results):
     }
 
 
-def params_of(config):
-    """Parameters of the model that settings of train_with_eval.py, all of them, describe."""
-    vocab_size = len(set(text_of(config["dataset"])))
-    with torch.device("meta"):  # shapes only
-        return GPT(gpt_config(config, vocab_size)).num_params()
-
-
 def num_params(folder):
     """Parameters of the run's model: from run.json, a checkpoint, or the config of the folder's name; or None."""
     folder = Path(folder)
@@ -241,7 +234,9 @@ def config_params(run):
     config_file = ROOT / "config" / f"train_{run}.py"
     if not config_file.exists():
         return None
-    return params_of(defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file))
+    config = defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file)
+    with torch.device("meta"):  # shapes only
+        return GPT(gpt_config(config, len(set(text_of(config["dataset"]))))).num_params()
 
 
 def find_runs(root_dir, suffix):

@@ -3,9 +3,10 @@
 A file assigns `runs`, a list of {setting: value} that grid() makes. "config" names the config file, whose
 values the other settings override; line_seed and held_out are those of the dataset's prepare.py.
 
-<root_dir>/<experiment>/runs.csv has a row a run, with the columns RUN_COLUMNS, and evaluations.csv.gz a row an
-evaluation: the run's settings, SETTING_COLUMNS, and the columns of its results.csv, which row_of() in
-study/scoring.py describes. Both hold complete runs only.
+<root_dir>/<experiment>/runs.csv has a row for each run, with the columns RUN_COLUMNS and all that
+identity_of() in study/identity.py names. evaluations.csv.gz has a row for each evaluation: SETTING_COLUMNS of
+its run, and the columns of results.csv, which row_of() in study/scoring.py describes. Both hold complete runs
+only.
 """
 
 import csv
@@ -19,15 +20,18 @@ import torch
 
 from study import ROOT, StudyError
 from study.tasks import COUNTED, arithmetic, parse_pairs
-from study.files import write_files
+from study.dataset import text_of
 from study.experiments.results import Run, columns, read_info, read_rows, scores_of
+from study.files import write_files
+from study.identity import digest_of, digest_of_text, identity_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import answer, tally
 from study.settings import check_setting, defaults_of, run_config_file, settings_of
 
+TRAIN = ROOT / "train_with_eval.py"
 DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
-# What the columns of runs.csv mean. Scores are numbers of right samples, ten for each problem.
+# What the columns mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
     "run": "name of the run",
     "config": "config/train_<config>.py, whose settings are those of the run where no column says otherwise",
@@ -39,21 +43,27 @@ SETTING_COLUMNS = {
     "step": "what made the updates",
     "dtype": "precision of the updates",
     "max_iters": "updates in total",
+    "digest": "of all that can change the run's results: runs with the same digest are the same run",
 }
 RUN_COLUMNS = SETTING_COLUMNS | {
     "num_params": "parameters without position embeddings",
     **{f"{group}_total": f"samples at each evaluation, 0 if not asked: {group}" for group in COUNTED},
-    "best_iter": "iteration of the best evaluation: the one with the most right samples, the earliest of equals",
+    "best_iter": "iteration of the best evaluation, with the most right samples; the earliest of equals",
     **{f"best_{group}": f"right at the best evaluation: {group}" for group in COUNTED},
     **{f"last_{group}": f"right at the last evaluation: {group}" for group in COUNTED},
     "late": "evaluations from iteration 20,000 on",
     "late_right": "those of them with every held-out sample right",
     "lowest_val_loss": "nats per character",
-    "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end, in float32; only if last_held_out is perfect",
+    "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end, in "
+                  "float32; only if last_held_out is perfect",
     "beyond_sub": "the same of differences",
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",
     "commit": "of the code",
+    # The columns after these are the other settings of train_with_eval.py, and
+    "data": "digest of the text",
+    "device": "cpu, cuda or mps",
+    "processes": "that shared each batch",
 }
 
 
@@ -68,18 +78,19 @@ def grid(**axes):
 
 def run_name(settings):
     """What a run is called: math_mini_14 with n_embd 20 and seed 3 is math_mini_20_seed_3."""
-    name, own = settings["config"], {key: value for key, value in sorted(settings.items()) if key != "config"}
-    if "n_embd" in own and re.search(r"_mini_\d+", name):
-        name = re.sub(r"(?<=_mini_)\d+", str(own.pop("n_embd")), name)
-    return name + _suffix(own)
+    name = settings["config"]
+    others = {key: value for key, value in sorted(settings.items()) if key != "config"}
+    if "n_embd" in others and re.search(r"_mini_\d+", name):
+        name = re.sub(r"(?<=_mini_)\d+", str(others.pop("n_embd")), name)
+    return name + _suffix(others)
 
 
 def _suffix(settings):
     return "".join(f"_{key}_{re.sub('[^0-9A-Za-z.]+', '-', str(value))}" for key, value in settings.items())
 
 
-def named(runs):
-    """{run: its settings} of the list that an experiment's file assigned; ends the program if it is none."""
+def runs_by_name(runs):
+    """{name: settings} of the list that an experiment's file assigned. Raises StudyError."""
     check_runs(runs)
     experiment = {}
     for settings in runs:
@@ -90,28 +101,35 @@ def named(runs):
 
 
 def check_runs(runs):
-    """Ends the program if `runs` is no list of settings that can be trained with."""
+    """Raises StudyError if `runs` is no list of settings that can be trained with."""
     if not runs:
-        raise StudyError("no runs: name an experiment's file, such as experiments/paper.py, which assigns a list to `runs`")
+        raise StudyError("no runs: name an experiment's file, such as experiments/paper.py, which assigns a "
+                         "list to `runs`")
     for settings in runs:
         if not isinstance(settings, dict) or "config" not in settings:
-            raise StudyError(f"{settings!r} in `runs` is not the settings of a run, such as {{'config': 'math_mini_14', 'seed': 1}}")
+            raise StudyError(f"{settings!r} in `runs` is not the settings of a run, such as "
+                             "{'config': 'math_mini_14', 'seed': 1}")
         if not config_file(settings).exists():
-            raise StudyError(f"config='{settings['config']}' in `runs`: there is no {config_file(settings).relative_to(ROOT)}")
-    trains = settings_of(ROOT / "train_with_eval.py").keys() - RUNNERS
+            raise StudyError(f"config='{settings['config']}' in `runs`: there is no "
+                             f"{config_file(settings).relative_to(ROOT)}")
+    trains = settings_of(TRAIN).keys() - RUNNERS
     checked = set()  # a grid repeats each value many times
     for settings in runs:
-        script = ROOT / "data" / str(config_of(settings)["dataset"]) / "prepare.py"
+        chooses = {key: settings[key] for key in ("config", "dataset") if key in settings}
+        dataset = config_of(chooses)["dataset"]
+        script = prepare_script(dataset)
         if not script.exists():
-            raise StudyError(f"dataset='{config_of(settings)['dataset']}' in `runs`: there is no {script.relative_to(ROOT)} that prepares it")
+            raise StudyError(f"dataset='{dataset}' in `runs`: there is no {script.relative_to(ROOT)} that "
+                             "prepares it")
         prepares = settings_of(script).keys() & set(DATA_SETTINGS)
         for key, value in settings.items():
             if key == "config" or (script, key, str(value)) in checked:
                 continue
             if key not in trains | prepares:
                 nearest = difflib.get_close_matches(key, trains | prepares, n=1, cutoff=0.0)[0]
-                raise StudyError(f"'{key}' in `runs` is no setting of a run on {script.parent.name}; the nearest is '{nearest}'")
-            check_setting(key, value, script if key in prepares else ROOT / "train_with_eval.py")
+                raise StudyError(f"'{key}' in `runs` is no setting of a run on {dataset}; the nearest is "
+                                 f"'{nearest}'")
+            check_setting(key, value, script if key in prepares else TRAIN)
             if key == "held_out":
                 try:
                     parse_pairs(value)
@@ -120,7 +138,8 @@ def check_runs(runs):
             checked.add((script, key, str(value)))
         config = config_of(settings)
         if config["n_embd"] % config["n_head"]:
-            raise StudyError(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by n_head={config['n_head']}")
+            raise StudyError(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by "
+                             f"n_head={config['n_head']}")
         if config["max_iters"] < 1:
             raise StudyError(f"{run_name(settings)}: max_iters={config['max_iters']} must be at least 1")
 
@@ -129,39 +148,72 @@ def config_file(settings):
     return ROOT / "config" / f"train_{settings['config']}.py"
 
 
+def prepare_script(dataset):
+    return ROOT / "data" / dataset / "prepare.py"
+
+
 def overrides(settings):
     """The settings of train_with_eval.py that a run has over its config file's."""
     return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
 
 
 def config_of(settings):
-    """All of train_with_eval.py's settings for a run, before its dataset is prepared: the defaults, its config file's, its own."""
-    return defaults_of(ROOT / "train_with_eval.py") | run_config_file(config_file(settings)) | overrides(settings)
+    """All settings of train_with_eval.py for a run: the defaults, its config file's, those over them.
+
+    The dataset is the one that the config names, before data settings. Raises StudyError.
+    """
+    changed = run_config_file(config_file(settings)) | overrides(settings)
+    return defaults_of(TRAIN) | {key: check_setting(key, value, TRAIN) for key, value in changed.items()}
 
 
 def dataset_of(settings):
-    """(name of the dataset that the run is trained on, arguments of the python command that prepares it)."""
-    config = config_of(settings)
-    own = {key: settings[key] for key in DATA_SETTINGS if key in settings}
-    script = f"data/{config['dataset']}/prepare.py"
-    if not own:
-        return config["dataset"], (script,)
-    name = config["dataset"] + _suffix(own)
-    return name, (script, *(f"--{key}={value}" for key, value in own.items()), f"--folder=data/{name}")
+    """(name of the dataset that the run is trained on, arguments of the command that prepares it)."""
+    dataset = config_of(settings)["dataset"]
+    changed = {key: settings[key] for key in DATA_SETTINGS if key in settings}
+    script = f"data/{dataset}/prepare.py"
+    if not changed:
+        return dataset, (script,)
+    name = dataset + _suffix(changed)
+    return name, (script, *(f"--{key}={value}" for key, value in changed.items()), f"--folder=data/{name}")
+
+
+def data_settings(settings):
+    """line_seed and held_out of a run's dataset, as far as its prepare.py has them."""
+    defaults = defaults_of(prepare_script(config_of(settings)["dataset"]))
+    return {key: settings.get(key, defaults[key]) for key in DATA_SETTINGS if key in defaults}
 
 
 def train_settings(settings):
-    """What train_with_eval.py is given for a run besides its config file; the folder and the device come from whoever starts it."""
+    """What train_with_eval.py is given for a run besides its config file; folder and device come later."""
     return overrides(settings) | {"dataset": dataset_of(settings)[0]}
 
 
-def require_same_run(name, settings, run):
-    """Ends the program if the tables' run of this name is another one, as far as SETTING_COLUMNS tell."""
-    asked = config_of(settings) | {"line_seed": -1} | settings
-    for column in [column for column in SETTING_COLUMNS if column in asked and column != "config"]:
-        theirs, ours = run.info[column], asked[column]
-        if ours not in ("auto", theirs if isinstance(ours, str) else float(theirs)):
-            raise StudyError(f"{name} is in the tables already, with {column}={theirs} and not {ours}: another --root_dir makes it anew")
+def expected_identity(settings):
+    """identity_of() a run that has these settings, and line_seed; None for what only the machine decides."""
+    config, data = config_of(settings), data_settings(settings)
+    text = text_of(config["dataset"], **{key: settings[key] for key in DATA_SETTINGS if key in settings})
+    info = {
+        "config": config, "held_out": data.get("held_out"), "step": "", "device": "", "processes": 1,
+        "data": digest_of_text(text, config["block_size"]),
+        "dtype": None if config["dtype"] == "auto" else config["dtype"],
+    }
+    return {"line_seed": data.get("line_seed", -1)} | identity_of(info) | {"step": None, "device": None}
+
+
+def is_same_run(name, expected, made, path, overwrite=False):
+    """Whether the run of this name in `path`, made with `made`, is the expected one.
+
+    expected: expected_identity() of its settings. Raises StudyError if it is another and not to be
+    overwritten.
+    """
+    for key, value in expected.items():
+        if value is not None and str(value) != str(made.get(key, "not stated")):
+            if overwrite:
+                return False
+            raise StudyError(
+                f"{name} in {path} was made with {key}={made.get(key, 'not stated')}, not {value}: "
+                "--overwrite=True makes it anew, another --root_dir leaves it alone")
+    return True
 
 
 def finished_run(name, settings, folder):
@@ -169,18 +221,17 @@ def finished_run(name, settings, folder):
     info = read_run_json(folder)
     rows = read_rows(folder / "results.csv")
     results = columns(rows)
-    config = info["config"]
+    identity = identity_of(info)
     parts = [*info["earlier_parts"], info]
-    row = read_info(folder) | {
-        "run": name, "config": settings["config"], "line_seed": settings.get("line_seed", -1),
-        **{key: config[key] for key in ("n_embd", "weight_decay", "seed")},
-        **{key: info[key] for key in ("dtype", "step", "commit")},
+    row = read_info(folder) | identity | {
+        "run": name, "config": settings["config"], "line_seed": data_settings(settings).get("line_seed", -1),
+        **{key: info[key] for key in ("step", "digest", "commit")},
         **scores_of(results),
         "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),
     }
     if row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
         row |= beyond_single_digits(folder)
-    return Run({column: str(row.get(column, "")) for column in RUN_COLUMNS}, rows, results)
+    return Run({column: str(row.get(column, "")) for column in [*RUN_COLUMNS, *identity]}, rows, results)
 
 
 def beyond_single_digits(folder):
@@ -190,22 +241,27 @@ def beyond_single_digits(folder):
     problems = [problem for problem in task.problems if problem.beyond]
     with torch.no_grad():
         answers = answer(model, chars, task, problems, torch.Generator().manual_seed(1337))
-    return {f"beyond_{group}": tally(problems, answers, lambda problem: problem.group == group)[0] for group in ("add", "sub")}
+    return {f"beyond_{group}": tally(problems, answers, lambda problem: problem.group == group)[0]
+            for group in ("add", "sub")}
 
 
 def write_tables(folder, runs):
     """Writes runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
-    of_evaluations = [{column: run.info[column] for column in SETTING_COLUMNS} | row for run in runs.values() for row in run.rows]
-    scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])  # a task may have come later: 0 before
-    write_files({  # in this order: a row a run stands for evaluations that are there
-        folder / "evaluations.csv.gz": gzip.compress(_csv([*SETTING_COLUMNS, *scored], of_evaluations), mtime=0),  # no time of day
-        folder / "runs.csv": _csv(list(RUN_COLUMNS), [run.info for run in runs.values()]),
+    infos = [run.info for run in runs.values()]
+    described = dict.fromkeys([*RUN_COLUMNS, *(column for info in infos for column in info)])
+    evaluations = [{column: run.info.get(column, "") for column in SETTING_COLUMNS} | row
+                   for run in runs.values() for row in run.rows]
+    scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])
+    scores = _csv([*SETTING_COLUMNS, *scored], evaluations, "0")  # a task may have come later
+    write_files({  # in this order: a row of runs.csv stands for evaluations that are there
+        folder / "evaluations.csv.gz": gzip.compress(scores, mtime=0),  # the same bytes at any time
+        folder / "runs.csv": _csv(described, infos, ""),
     })
 
 
-def _csv(columns, rows):
+def _csv(columns, rows, missing):
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="0", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval=missing, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
