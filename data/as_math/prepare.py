@@ -28,7 +28,7 @@ def main(cfg):
         content = text(cfg.line_seed, cfg.held_out)
     except ValueError as error:
         raise StudyError(error)
-    write_dataset(cfg.folder or Path(__file__).resolve().parent, content, cfg.held_out)
+    write_dataset(cfg.folder or Path(__file__).absolute().parent, content, cfg.held_out)
 
 
 if __name__ == "__main__":

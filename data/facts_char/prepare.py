@@ -17,7 +17,7 @@ def text():
 
 
 def main(cfg):
-    write_dataset(cfg.folder or Path(__file__).resolve().parent, text())
+    write_dataset(cfg.folder or Path(__file__).absolute().parent, text())
 
 
 if __name__ == "__main__":
