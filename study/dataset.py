@@ -82,8 +82,9 @@ def read_meta(dataset):
     """Return (chars, meta): the characters in the order of their ids as a string, and meta.pkl."""
     folder = DATA_DIR / dataset
     if not folder.is_dir() or dataset in ("", "."):
-        known = {path.parent.name for name in ("prepare.py", "meta.pkl") for path in DATA_DIR.glob(f"*/{name}")}
-        raise StudyError(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(sorted(known))}")
+        files = [*DATA_DIR.glob("*/prepare.py"), *DATA_DIR.glob("*/meta.pkl")]
+        known = ", ".join(sorted({path.parent.name for path in files}))
+        raise StudyError(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {known}")
     if not (folder / "meta.pkl").exists():
         raise StudyError(f"dataset '{dataset}' is not prepared: {_prepare_again(dataset)}")
     try:
@@ -109,7 +110,7 @@ def read_tokens(dataset, split, block_size):
     except OSError as error:
         raise StudyError(f"cannot read {name} ({error.strerror}): {again}")
     if len(raw) % 2:
-        raise StudyError(f"{name} has an odd number of bytes ({len(raw)}), so these are not uint16 ids: {again}")
+        raise StudyError(f"{name} has an odd number of bytes ({len(raw)}), not of two per token: {again}")
     tokens = np.frombuffer(raw, dtype=np.uint16).astype(np.int64)
     written = meta.get("tokens", {}).get(split, len(tokens))
     if len(tokens) != written:
