@@ -104,7 +104,7 @@ def configure(*namespaces, arguments=None):
                 text = arguments.pop(0)
             else:
                 raise StudyError(f"--{key} needs a value: --{key}={default if default != '' else '...'}")
-        given[key] = _checked(settings, key, _parsed(text, default), argument)
+        given[key] = _checked(settings, key, _parsed(text, default), f"--{key}")
 
     values = {key: default for key, (default, _) in settings.items()} | given
     if config_file and "out_dir" in settings and "out_dir" not in given:
