@@ -151,6 +151,14 @@ def test_what_the_output_cannot_encode_is_escaped(script, project, umlauts):
     refused(script(*run, **ascii), r"z\xfcrich")
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_trained_in_and_plotted(script, in_tmp):
+    name = os.fsdecode(b"run\xff")
+    for command in ([TRAIN, f"--out_dir={name}", *SHORT], [PLOT, f"--model_folder={name}"]):
+        result = script(*command)
+        assert result.returncode == 0 and r"run\udcff" in result.stdout, result.stderr
+    assert Path(name, "plot.png").exists()
+
+
 def test_a_bar_on_a_terminal_that_cannot_encode_a_name_goes_on(start, here):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))

@@ -33,6 +33,7 @@ PERFECT = "addition and subtraction at 100%"
 
 def titled(name, num_params, unfinished=""):
     """Return a title such as "n14 (1,456 parameters)"; unfinished: unfinished_note() of the run."""
+    name = name.encode(errors="backslashreplace").decode()  # bytes of a folder's name that are not UTF-8
     what = ([f"{int(num_params):,} parameters"] if num_params else []) + ([unfinished] if unfinished else [])
     return f"{name} ({', '.join(what)})" if what else name
 
