@@ -1,4 +1,4 @@
-"""Print the study's tables as Markdown; each cell has the paper's number and that of our run of the same name.
+"""Print the study's tables as Markdown, with the paper's number and our run's in each cell.
 
     python tabulate_all_models.py --root_dir results                (paper, tables 2 to 4; section 3.2)
     python tabulate_all_models.py --root_dir results --suffix _wd   (controlled regularization, tables 5 to 7)

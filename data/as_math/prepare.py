@@ -1,4 +1,4 @@
-"""Writes the arithmetic dataset: 196 problems, the four held-out ones left out.
+"""Write the arithmetic dataset: 196 problems, without the four held-out ones.
 
     python data/as_math/prepare.py
     python data/as_math/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/as_math_other

@@ -1,7 +1,7 @@
-"""Writes the joint dataset: the arithmetic lines, then the capital cities.
+"""Write the joint dataset: the arithmetic lines, then the capital cities.
 
     python data/both_math_and_facts/prepare.py
-    python data/both_math_and_facts/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/both_math_and_facts_other
+    python data/both_math_and_facts/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/other
 """
 
 import sys

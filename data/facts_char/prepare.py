@@ -1,4 +1,4 @@
-"""Writes the capital cities dataset: 50 statements."""
+"""Write the capital cities dataset: 50 statements."""
 
 import sys
 from pathlib import Path

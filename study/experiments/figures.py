@@ -3,7 +3,7 @@
 import io
 import os
 
-os.environ["MPLBACKEND"] = "Agg"  # draws files without a screen; whatever it was, it may not be installed here
+os.environ["MPLBACKEND"] = "Agg"  # needs no screen; the user's backend may not exist here
 import matplotlib
 
 matplotlib.use("Agg")  # for a program that has imported matplotlib before
