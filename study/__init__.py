@@ -31,7 +31,7 @@ def is_out_of_memory(kind, error):
     torch = sys.modules.get("torch")  # not imported for this
     if issubclass(kind, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
         return True
-    text = str(error)  # torch has no exception class of its own for these
+    text = str(error)  # torch raises a plain RuntimeError for these
     return issubclass(kind, RuntimeError) and (
         "DefaultCPUAllocator: " in text
         or text.startswith(("MPS backend out of memory", "CUDA error: out of memory")))

@@ -51,7 +51,8 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
         idx = torch.tensor(tokens[going[index][:, None], columns], device=device)
         at = torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)
         logits = model.lm_head(model.hidden(idx)[at])
-        probabilities = next_token_probabilities(logits, temperature, top_k)[torch.tensor(inverse, device=device)]
+        probabilities = next_token_probabilities(logits, temperature, top_k)
+        probabilities = probabilities[torch.tensor(inverse, device=device)]
         drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
         tokens[going, ends[going]] = drawn
         ends[going] += 1

@@ -236,8 +236,8 @@ def test_a_bit_that_has_changed_in_a_checkpoint_is_noticed(call, here):
     rng = random.Random(0)
     noticed = 0
     for _ in range(60):
-        place = rng.randrange(len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        at = rng.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
         result = call("sample.py", "--out_dir=run", "--num_samples=1", "--max_new_tokens=1")
         if result.returncode:
             noticed += refused(result, "ckpt.pt", "damaged")

@@ -238,7 +238,7 @@ def test_two_processes_can_write_the_same_files_at_once(tmp_path):
 
 
 def test_a_row_that_the_disk_takes_only_half_of_is_an_error(tmp_path):
-    code = "import sys; from study.files import append_to_file; append_to_file(sys.argv[1], '17 characters, in')"
+    code = "import sys; from study.files import append_to_file; append_to_file(sys.argv[1], '10 letters')"
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))  # noqa: E731
     command = [sys.executable, "-c", code, tmp_path / "rows"]
     result = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit)

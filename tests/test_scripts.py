@@ -16,7 +16,7 @@ SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
 
 
 def scores(stdout):
-    """{problem: correct of 10} and {total: (correct, asked)} of an evaluation script's output."""
+    """{problem: correct of 10} and {total: (correct, total)} of an evaluation script's output."""
     problems, totals = {}, {}
     for line in stdout.splitlines()[1:]:
         if match := SCORE.match(line):
@@ -24,8 +24,8 @@ def scores(stdout):
             wrong = re.findall(r"\((\d+)\)", match[4] or "")
             assert int(match[2]) + sum(map(int, wrong)) == 10, line  # every answer is shown
         else:
-            name, correct, asked = re.match(r"(.+): (\d+) of (\d+) \(", line).groups()
-            totals[name] = (int(correct), int(asked))
+            name, correct, total = re.match(r"(.+): (\d+) of (\d+) \(", line).groups()
+            totals[name] = (int(correct), int(total))
     return problems, totals
 
 

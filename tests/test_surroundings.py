@@ -88,7 +88,7 @@ def raises(error):
     (raises(ValueError("out of memory")), False),
     (raises(OSError("can't allocate memory")), False),
 ])
-def test_only_an_allocation_that_failed_is_told_as_out_of_memory(capsys, fails, one_line):
+def test_only_a_failed_allocation_ends_in_a_line_about_memory(capsys, fails, one_line):
     try:
         fails()
     except BaseException:
