@@ -46,7 +46,7 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
         _, index, inverse = np.unique(context, return_index=True, return_inverse=True)
         lengths = ends[going[index]]
         first = np.maximum(lengths - block_size, 0)
-        width = np.arange((lengths - first).max())  # what is read behind the end changes nothing before it
+        width = np.arange((lengths - first).max())  # padding past the end is harmless: attention is causal
         columns = np.minimum(first[:, None] + width, tokens.shape[1] - 1)
         idx = torch.tensor(tokens[going[index][:, None], columns], device=device)
         at = torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)
