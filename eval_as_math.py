@@ -1,6 +1,6 @@
-"""Scores a trained model on arithmetic: every problem ten times, then the totals.
+"""Score a trained model on arithmetic: ten samples of each problem, then the totals.
 
-    python eval_as_math.py --grid                                     (the repository's n14, its answers as tables)
+    python eval_as_math.py --grid                                     (tables of the repository's n14)
     python eval_as_math.py --out_dir=math_mini_14
     python eval_as_math.py --out_dir=math_mini_14 --max_operand=19    (paper, section 5.1)
 """
@@ -9,36 +9,37 @@ import re
 from pathlib import Path
 
 from study import StudyError
-from study.tasks import GROUPS, arithmetic
-from study.scoring import ask, open_model, print_problems, print_total, tally
+from study.scoring import answer_problems, open_model, print_problems, print_total, tally
 from study.settings import run_script
+from study.tasks import GROUPS, arithmetic
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_math.pt, else ckpt.pt
 operation = "both"  # addition, subtraction or both
-max_operand = 9  # the operands go from 0 to this
-grid = False  # show the most frequent answers as a table for each operation instead of a list
-plot = ""  # file for a picture of these tables, such as grid.png
+max_operand = 9  # operands go from 0 to this
+grid = False  # print a table of the most frequent answers for each operation instead of a list
+plot = ""  # file to draw these tables into, such as grid.png
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
 
 
 def answer_table(problems, answers, group):
-    """{(a, b): (most frequent answer, whether it is right, whether the problem is held out)} of an operation."""
+    """Return {(a, b): (most frequent answer, is correct, is held out)} of an operation's problems."""
     table = {}
-    for problem, given in zip(problems, answers):
+    for problem, samples in zip(problems, answers):
         if problem.group == group:
-            said = given.most_common(1)[0][0]
+            answer = samples.most_common(1)[0][0]
             operands = tuple(map(int, re.findall(r"\d+", problem.prompt)))
-            table[operands] = said or "?", said == problem.answer, problem.held_out
+            table[operands] = answer or "?", answer == problem.answer, problem.held_out
     return table
 
 
 def print_table(table):
-    """Rows a, columns b; a wrong answer has a star, a held-out problem brackets."""
-    cells = {at: f"[{said}]" if held_out else said for at, (said, _, held_out) in table.items()}
-    cells = {at: text + ("" if table[at][1] else "*") for at, text in cells.items()}
+    """Print rows of a and columns of b. A star marks wrong answers, brackets mark held-out problems."""
+    cells = {}
+    for operands, (answer, correct, held_out) in table.items():
+        cells[operands] = (f"[{answer}]" if held_out else answer) + ("" if correct else "*")
     operands = sorted({a for a, _ in table})
     width = max(map(len, cells.values())) + 1
     print("a\\b".ljust(4) + "".join(f"{b:>{width}}" for b in operands))
@@ -48,13 +49,13 @@ def print_table(table):
 
 def main(cfg):
     if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".pdf") or not Path(cfg.plot).parent.is_dir()):
-        raise StudyError(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that is there")
+        raise StudyError(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that exists")
     model = open_model(cfg, "ckpt_best_math.pt", "math_mini_14")
     task = arithmetic(model.held_out, cfg.max_operand)
-    asked = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
-    problems = [problem for problem in task.problems if problem.group in asked]
-    answers = ask(model, task, problems, cfg.seed)
-    tables = {GROUPS[group]: answer_table(problems, answers, group) for group in asked}
+    groups = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
+    problems = [problem for problem in task.problems if problem.group in groups]
+    answers = answer_problems(model, task, problems, cfg.seed)
+    tables = {GROUPS[group]: answer_table(problems, answers, group) for group in groups}
     if cfg.grid:
         for name, table in tables.items():
             print(f"\n{name} (* wrong, [] held out, ? no number)")
@@ -62,14 +63,15 @@ def main(cfg):
         print()
     else:
         print_problems(problems, answers)
-    for group in asked:
+    for group in groups:
         print_total(GROUPS[group], *tally(problems, answers, lambda problem: problem.group == group))
         if cfg.max_operand > 9:
             beyond = tally(problems, answers, lambda problem: problem.group == group and problem.beyond)
             print_total(f"{GROUPS[group]} beyond single digits", *beyond)
-    print_total(f"held out ({model.held_out})", *tally(problems, answers, lambda problem: problem.held_out))
+    held_out = tally(problems, answers, lambda problem: problem.held_out)
+    print_total(f"held out ({model.held_out})", *held_out)
     if cfg.plot:
-        from study.experiments.figures import draw_answers, save_figure  # matplotlib takes its time
+        from study.experiments.figures import draw_answers, save_figure  # matplotlib is slow to import
 
         save_figure(draw_answers(tables), Path(cfg.plot))
 

@@ -1,4 +1,4 @@
-"""Plots the accuracies and the validation loss of one run over its iterations, into <folder>/plot.png.
+"""Plot a run's accuracies and validation loss over its iterations into <model_folder>/plot.png.
 
     python plot_results.py --model_folder math_mini_14
     python plot_results.py --model_folder math_mini_mlt_gk --log_x    (paper, figure 7)
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from study import StudyError
 from study.experiments.figures import COLUMN, draw_accuracies, label_iterations, plt, save_figure, titled
-from study.experiments.results import how_far, read_run
+from study.experiments.results import read_run, unfinished_note
 from study.settings import run_script
 
 model_folder = "out"  # folder of the run, or any folder with a results.csv
@@ -17,16 +17,17 @@ format = "png"  # or pdf, for print
 
 
 def plot_run(folder, log_x):
-    """Figure of one run: accuracies on the left axis, validation loss on the right one."""
+    """Return a figure of one run: accuracies on the left axis, validation loss on the right one."""
     run = read_run(folder)
     results = run.results
     if log_x and results["iter"].max() <= 0:
-        raise StudyError(f"{folder} has no evaluation after iteration 0, which a logarithmic axis cannot show")
+        raise StudyError(f"{folder} has no evaluation after iteration 0, and a logarithmic axis needs one")
     figure, ax = plt.subplots(figsize=(COLUMN, 2.2))
     artists = draw_accuracies(ax, results)
-    ax.set(ylabel="accuracy (%)", title=titled(Path(folder).resolve().name, run.info["num_params"], how_far(run)))
+    title = titled(Path(folder).resolve().name, run.info["num_params"], unfinished_note(run))
+    ax.set(ylabel="accuracy (%)", title=title)
     if log_x:
-        ax.set_xscale("log", nonpositive="mask")  # iteration 0 has no place on it
+        ax.set_xscale("log", nonpositive="mask")  # leaves iteration 0 out
     label_iterations(ax)
     loss_ax = ax.twinx()
     label = "validation loss"

@@ -1,4 +1,4 @@
-"""Samples continuations of a prompt from a trained model.
+"""Sample continuations of a prompt from a trained model.
 
     python sample.py --start="<7-5" --num_samples=3    (the repository's n14)
     python sample.py --out_dir=math_mini_14 --ckpt=ckpt_best_math.pt --start="<7-5" --max_new_tokens=3
@@ -14,11 +14,11 @@ from study.settings import run_script
 
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt.pt
-start = "\n"  # prompt; FILE:name takes the whole content of a file, line ends included
+start = "\n"  # prompt; FILE:name reads it from a file, with its line ends as they are
 num_samples = 10  # samples
-max_new_tokens = 50  # characters a sample
+max_new_tokens = 50  # characters per sample
 temperature = 0.8  # above 1 more random, below 1 less
-top_k = 10  # sample from the top_k likeliest characters only
+top_k = 10  # sample only from the top_k most likely characters
 seed = 1337  # of the sampling
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float16
@@ -27,21 +27,23 @@ dtype = "auto"  # auto (what the model was trained in), float32, bfloat16, float
 def main(cfg):
     prompt = cfg.start
     if prompt.startswith("FILE:"):
+        path = Path(prompt.removeprefix("FILE:"))
         try:
-            prompt = Path(prompt.removeprefix("FILE:")).read_text(encoding="utf-8")
+            prompt = path.read_bytes().decode("utf-8-sig")  # read_text() would change the line ends
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"cannot read the prompt {prompt.removeprefix('FILE:')}: {error}")
+            raise StudyError(f"cannot read the prompt {path}: {error}")
     if not prompt:
         raise StudyError("the prompt is empty; --start needs at least one character")
     trained = open_model(cfg, "ckpt.pt", "math_mini_14")
     unknown = sorted(set(prompt) - set(trained.chars))
     if unknown:
-        raise StudyError(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of {trained.path}: {trained.chars!r}")
+        raise StudyError(f"the prompt has {', '.join(map(repr, unknown))}, outside the vocabulary of "
+                         f"{trained.path}: {trained.chars!r}")
 
     generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(cfg.seed)
     with trained.autocast:
-        [texts] = sample(
-            trained.model, trained.chars, [prompt], cfg.num_samples, cfg.max_new_tokens, cfg.temperature, cfg.top_k, generator)
+        [texts] = sample(trained.model, trained.chars, [prompt], cfg.num_samples, cfg.max_new_tokens,
+                         cfg.temperature, cfg.top_k, generator)
     for text in texts:
         print(prompt + text)
         print("---------------")

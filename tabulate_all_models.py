@@ -1,9 +1,9 @@
-"""Prints the study's tables as Markdown, in each cell the paper's number and that of our run with the same name.
+"""Print the study's tables as Markdown, with the paper's number and our run's in each cell.
 
-    python tabulate_all_models.py --root_dir results                  (paper, tables 2 to 4, and the search of section 3.2)
-    python tabulate_all_models.py --root_dir results --suffix _wd     (controlled regularization, tables 5 to 7)
+    python tabulate_all_models.py --root_dir results                (paper, tables 2 to 4; section 3.2)
+    python tabulate_all_models.py --root_dir results --suffix _wd   (controlled regularization, tables 5 to 7)
 
-RESULTS.md has them with many seeds beside.
+RESULTS.md has the same tables with many seeds.
 """
 
 from study.experiments.results import find_runs

@@ -4,20 +4,21 @@ study/              trains and scores one run
 study/fast/         makes the same updates in less time
 study/experiments/  turns many runs into tables, statistics and figures
 
-Scripts import it before torch, whose import takes a second: from then on Ctrl-C ends in one line.
+Scripts import it before torch, which takes a second, so that Ctrl-C ends in one line from the start.
 """
 
 import errno
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).absolute().parents[1]  # of the project; absolute() keeps a link to study/ inside it
+ROOT = Path(__file__).absolute().parents[1]  # absolute(), not resolve(): study/ may be a link
 
 
 class StudyError(Exception):
-    """A user's mistake or a fault, told in one line; a script prints it and exits with `status`.
+    """A user's mistake or a fault of the machine, described in one line, which scripts print.
 
-    of_all: whether under torchrun every process meets it, so that process 0 alone prints it.
+    status: the script's exit status. of_all: whether every process under torchrun raises it, so that only
+    process 0 prints it.
     """
 
     def __init__(self, message, status=2, of_all=True):
@@ -25,15 +26,25 @@ class StudyError(Exception):
         self.status, self.of_all = status, of_all
 
 
+def is_out_of_memory(kind, error):
+    """Whether an allocation failed: numpy's or the C step's (MemoryError), or one of torch's."""
+    torch = sys.modules.get("torch")  # not imported for this
+    if issubclass(kind, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
+        return True
+    text = str(error)  # torch raises a plain RuntimeError for these
+    return issubclass(kind, RuntimeError) and (
+        "DefaultCPUAllocator: " in text
+        or text.startswith(("MPS backend out of memory", "CUDA error: out of memory")))
+
+
 def end_in_one_line(kind, error, traceback):
-    """sys.excepthook: Ctrl-C, a full memory or a full disk ends in one line, a defect in a traceback."""
+    """sys.excepthook: end in one line on Ctrl-C, a full memory or a full disk, in a traceback on a defect."""
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     elif issubclass(kind, BrokenPipeError):
         pass  # as `| head` ends other programs
-    elif issubclass(kind, MemoryError) or any(
-            words in str(error) for words in ("out of memory", "can't allocate memory")):
-        reason = str(error).split("\n")[0]
+    elif is_out_of_memory(kind, error):
+        reason = str(error).split("\n")[0] or kind.__name__
         print(f"error: out of memory ({reason}): ask for less at once, as with a smaller --batch_size",
               file=sys.stderr)
     elif issubclass(kind, OSError) and error.errno == errno.ENOSPC:

@@ -1,6 +1,10 @@
-"""A dataset on disk: train.bin and val.bin (uint16 token ids), meta.pkl (vocabulary, held-out pairs), train.txt.
+"""Read and write a dataset in nanoGPT's layout, in a folder of data/.
 
-The layout is nanoGPT's. Ends the program with one line if a file is missing or damaged.
+train.bin, val.bin  uint16 token ids
+meta.pkl            vocabulary and held-out pairs
+train.txt           the text
+
+A missing or damaged file raises StudyError.
 """
 
 import functools
@@ -11,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from study import ROOT, StudyError
-from study.tasks import HELD_OUT, parse_pairs
 from study.files import write_files
-
+from study.tasks import HELD_OUT, parse_pairs
 
 DATA_DIR = ROOT / "data"
 
@@ -26,13 +29,13 @@ def encode(text):
 
 
 def write_dataset(folder, text, held_out="none"):
-    """Writes `text` as the dataset in `folder`, which is made if it is not there.
+    """Write `text` as a dataset into `folder`; create the folder if needed.
 
-    Validation data is the training data (section 3.1). held_out: the arithmetic pairs the text leaves out.
+    The validation data is the training data (paper, section 3.1). held_out: the pairs missing in the text.
     """
     folder = Path(folder)
     if not text:
-        raise StudyError(f"the text of {folder.name} is empty: nothing would be left to train on")
+        raise StudyError(f"the text of {folder.name} is empty: hold out fewer pairs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,7 +46,7 @@ def write_dataset(folder, text, held_out="none"):
         "vocab_size": len(chars),
         "itos": dict(enumerate(chars)),
         "stoi": {char: i for i, char in enumerate(chars)},
-        "tokens": {"train": len(text), "val": len(text)},  # so that a cut .bin is noticed
+        "tokens": {"train": len(text), "val": len(text)},  # to notice a truncated .bin
         "held_out": held_out,
     }
     write_files({
@@ -58,20 +61,21 @@ def write_dataset(folder, text, held_out="none"):
 
 
 def _prepare_again(dataset):
+    """Return what to do about a damaged dataset."""
     if (DATA_DIR / dataset / "prepare.py").exists():
         return f"run python data/{dataset}/prepare.py"
     return f"run the prepare.py that wrote it again, with --folder=data/{dataset}"
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, strings and numbers; refuses every global, so no file can run code."""
+    """Read dicts, strings and numbers only, so that no file can run code."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def text_of(dataset, **settings):
-    """The text that data/<dataset>/prepare.py writes with these settings."""
+    """Return the text that data/<dataset>/prepare.py writes with these settings."""
     script = _prepare_script(dataset)
     if "text" not in script:
         raise StudyError(f"data/{dataset}/prepare.py needs a function text() that returns its text")
@@ -84,11 +88,12 @@ def _prepare_script(dataset):
 
 
 def read_meta(dataset):
-    """(chars, meta) of data/<dataset>: the vocabulary as one string in the order of ids, and meta.pkl."""
+    """Return (chars, meta): the characters in the order of their ids as a string, and meta.pkl."""
     folder = DATA_DIR / dataset
     if not folder.is_dir() or dataset in ("", "."):
-        known = sorted({path.parent.name for name in ("prepare.py", "meta.pkl") for path in DATA_DIR.glob(f"*/{name}")})
-        raise StudyError(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {', '.join(known)}")
+        files = [*DATA_DIR.glob("*/prepare.py"), *DATA_DIR.glob("*/meta.pkl")]
+        known = ", ".join(sorted({path.parent.name for path in files}))
+        raise StudyError(f"there is no dataset '{dataset}' in {DATA_DIR}; there are {known}")
     if not (folder / "meta.pkl").exists():
         raise StudyError(f"dataset '{dataset}' is not prepared: {_prepare_again(dataset)}")
     try:
@@ -97,14 +102,15 @@ def read_meta(dataset):
         chars = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         if meta["stoi"] != {char: i for i, char in enumerate(chars)}:
             raise ValueError("stoi and itos disagree")
-        parse_pairs(meta.setdefault("held_out", HELD_OUT))  # one that does not say is of the paper's text
+        parse_pairs(meta.setdefault("held_out", HELD_OUT))  # the paper's, as in nanoGPT's meta.pkl
     except Exception as error:  # a damaged pickle can raise almost anything
-        raise StudyError(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): {_prepare_again(dataset)}")
+        raise StudyError(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): "
+                         f"{_prepare_again(dataset)}")
     return chars, meta
 
 
 def read_tokens(dataset, split, block_size):
-    """The token ids of a split ("train" or "val") as an int64 array (n,), n > block_size."""
+    """Return the token ids of "train" or "val" as an int64 array of more than block_size."""
     _, meta = read_meta(dataset)
     name = f"data/{dataset}/{split}.bin"
     again = _prepare_again(dataset)
@@ -113,14 +119,15 @@ def read_tokens(dataset, split, block_size):
     except OSError as error:
         raise StudyError(f"cannot read {name} ({error.strerror}): {again}")
     if len(raw) % 2:
-        raise StudyError(f"{name} has an odd number of bytes ({len(raw)}), so it is no list of uint16 ids: {again}")
+        raise StudyError(f"{name} has an odd number of bytes ({len(raw)}), not of two per token: {again}")
     tokens = np.frombuffer(raw, dtype=np.uint16).astype(np.int64)
     written = meta.get("tokens", {}).get(split, len(tokens))
     if len(tokens) != written:
-        raise StudyError(f"{name} holds {len(tokens)} tokens but was written with {written}: {again}")
+        raise StudyError(f"{name} has {len(tokens)} tokens but was written with {written}: {again}")
     if len(tokens) <= block_size:
-        raise StudyError(f"{name} holds {len(tokens)} tokens, too few for one window of block_size={block_size}: "
-             f"a block_size of at most {max(len(tokens) - 1, 0)} fits")
+        raise StudyError(f"{name} has {len(tokens)} tokens, too few for one window of "
+                         f"block_size={block_size}: use a block_size of at most {max(len(tokens) - 1, 0)}")
     if tokens.max() >= meta["vocab_size"]:
-        raise StudyError(f"{name} holds the id {tokens.max()}, outside its vocabulary of {meta['vocab_size']}: {again}")
+        raise StudyError(f"{name} has the id {tokens.max()}, outside its vocabulary of {meta['vocab_size']}: "
+                         f"{again}")
     return tokens

@@ -1,4 +1,4 @@
-"""The device: which one, in which precision, seeded how, and what it is called in reports."""
+"""Choose the device and its precision, seed it, and describe it for reports."""
 
 import contextlib
 import ctypes
@@ -13,23 +13,25 @@ from study import StudyError
 
 
 def setup_device(device="auto", dtype="auto"):
-    """Turns a request into (torch.device, dtype name, autocast context).
+    """Return (torch.device, dtype name, autocast context) for the settings `device` and `dtype`.
 
     device: "auto" (cuda, then mps, then cpu) or a name such as "cpu" or "cuda:1"; under torchrun each
     process takes the GPU of its LOCAL_RANK. dtype: "auto" (bfloat16 on CUDA, float16 on a GPU without
-    it, else float32) or one of these names; float32 is that, never TF32.
+    it, else float32) or one of these names; float32 never means TF32.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else device
     try:
         device = torch.device(device)
         if device.type == "cuda":
             if "LOCAL_RANK" in os.environ or device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(device)  # first of all: what comes before it would be put on GPU 0
+            torch.cuda.set_device(device)  # before anything is allocated, which would go to GPU 0
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, AttributeError):  # the last: a build without CUDA
-        raise StudyError(f"device '{device}' is not available here; --device=auto finds one that is", of_all=False)
+    except (RuntimeError, AssertionError, AttributeError):  # AttributeError: a build without CUDA
+        raise StudyError(f"device '{device}' is not available here; --device=auto finds one that is",
+                         of_all=False)
     if device.type not in ("cuda", "mps", "cpu"):
         raise StudyError(f"device '{device}' cannot train or sample; use cuda, mps, cpu or auto")
 
@@ -40,49 +42,51 @@ def setup_device(device="auto", dtype="auto"):
         raise StudyError("dtype float16 needs a CUDA device; use float32 or bfloat16")
     if device.type == "cpu":
         keep_freed_memory()
-    autocast = contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
-    return device, dtype, autocast
+    if dtype == "float32":
+        return device, dtype, contextlib.nullcontext()
+    return device, dtype, torch.autocast(device.type, getattr(torch, dtype))
 
 
 def seed_everything(seed, device):
-    """Seeds torch's generators and has CUDA use deterministic kernels only."""
+    """Seed torch's generators and restrict CUDA to deterministic kernels."""
     torch.manual_seed(seed)  # the CPU and every CUDA device
-    if device.type == "cuda":  # the CPU's kernels are deterministic as they are
+    if device.type == "cuda":  # the CPU's kernels are deterministic anyway
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)  # torch.compile's choices among kernels too
+        torch.use_deterministic_algorithms(True)  # also when torch.compile chooses among kernels
         torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.enable_cudnn_sdp(False)  # an attention whose gradient need not be the same twice
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its gradient of attention may differ between runs
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, so save the time
 
 
 def to_host(tensor):
-    """A tensor as a numpy array: here, and nowhere else, an evaluation reads from the device, for which the host waits."""
+    """Copy a tensor to a numpy array. Evaluations wait for the device here and nowhere else."""
     return tensor.cpu().numpy()
 
 
 def keep_freed_memory():
-    """Has glibc keep freed memory instead of returning it to the kernel (elsewhere: does nothing).
+    """Make glibc keep freed memory instead of returning it to the kernel; do nothing without glibc.
 
-    PyTorch allocates and frees activations anew in every iteration. By default their pages go back and
-    fault in again each time, filled with zeros: hundreds of faults, up to a third of an iteration.
+    PyTorch allocates and frees all activations in every iteration. By default their pages go back to the
+    kernel and fault in again as zeros: hundreds of page faults, up to a third of an iteration.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(trim_threshold, 1 << 30)
-        mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)  # an older glibc refuses more
+        mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)  # the limit of an older glibc
 
 
 def output_of(command, folder=None):
-    """What a command prints, or None if it cannot be run."""
+    """Return what a command prints, or None if it fails."""
     try:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def cpu_info():
-    """What the system says of its first processor (Linux), or its name."""
+    """Return the first processor's entry in /proc/cpuinfo, or its name where there is no such file."""
     try:
         with open("/proc/cpuinfo") as file:
             return file.read().split("\n\n")[0]
@@ -91,10 +95,11 @@ def cpu_info():
 
 
 def machine(device):
-    """What a number measured here depends on: the device, its threads, and the versions of the software."""
+    """Return what results depend on besides settings: the device, its threads, the software's versions."""
     driver = None
     if device.type == "cuda":
-        driver = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"])
+        query = ["--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"]
+        driver = output_of(["nvidia-smi", *query])
         name = torch.cuda.get_device_name(device)
     else:
         cpu = re.search(r"model name\s*: (.*)", cpu_info())
@@ -106,7 +111,9 @@ def machine(device):
 
 
 def describe(info):
-    """machine() with a dtype and a step, or a run.json, in one phrase."""
-    threads = f", {info['threads']} thread{'s' * (info['threads'] > 1)}" if info["device"] == "cpu" else ""
+    """Return a phrase for a run.json, or for machine() with a dtype and a step."""
+    threads = ""
+    if info["device"] == "cpu":
+        threads = ", 1 thread" if info["threads"] == 1 else f", {info['threads']} threads"
     step = f", {info['step']}" if info.get("step") else ""
     return f"{info['device_name']}{threads}, {info['dtype']}, torch {info['torch']}{step}"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever kills the writer or fills the disk; and text that is appended to one."""
+"""Write files whole or not at all, whatever kills the writer or fills the disk; append text to a file."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ from study import StudyError
 
 
 def temporary_of(path, writer):
-    """Where a process writes a file before it is whole; writer: its number, "*" for a pattern of all."""
+    """Return the path that a process writes a file to first; writer: its id, or "*" for a glob pattern."""
     return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def write_files(files):
-    """Writes {path: bytes}: each file is whole or as it was before.
+    """Write {path: bytes} so that each file is complete or unchanged, whatever happens.
 
-    Each goes to a temporary file beside its path and is synced; when all are on the disk they are renamed,
-    one after the other in this order. Ends the program on OSError. What a kill leaves, remove_leftovers() removes.
+    Write and sync all of them to temporary files, then rename these in the order of the dict. A kill may
+    leave temporary files, which remove_leftovers() deletes. Raises StudyError on OSError.
     """
     temporary = {path: temporary_of(path, os.getpid()) for path in files}
     try:
@@ -35,14 +35,14 @@ def write_files(files):
 
 
 def remove_leftovers(paths):
-    """Removes the temporary files of writers that were killed; only for a caller that holds the lock on these files."""
+    """Delete the temporary files of killed writers. The caller must have the lock on these files."""
     for path in paths:
         for leftover in path.parent.glob(temporary_of(path, "*").name):
             leftover.unlink()
 
 
 def append_to_file(path, text):
-    """Appends text; ends the program on OSError. A kill or a full disk in the middle of it leaves a part of the text."""
+    """Append text; a kill or a full disk may leave only a part of it. Raises StudyError on OSError."""
     try:
         with open(path, "ab") as file:
             file.write(text.encode())

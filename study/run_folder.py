@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import pickle
 import shlex
 import sys
 import zipfile
@@ -196,7 +197,7 @@ def to_bytes(checkpoint):
 
 
 def read_checkpoint(path):
-    """The dict that was saved as a checkpoint; ends the program if the file holds anything else or a bit of it has changed."""
+    """Return the dict saved as a checkpoint; raise StudyError if the file is anything else or damaged."""
     try:
         if zipfile.is_zipfile(path):  # as torch saves it, with a checksum for each tensor, which torch does not read
             with zipfile.ZipFile(path) as file:
@@ -205,11 +206,23 @@ def read_checkpoint(path):
                     raise ValueError(f"the checksum of {damaged} does not agree")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # cannot run code
     except Exception as error:  # a damaged file can raise almost anything
+        refused = refused_objects(path) if isinstance(error, pickle.UnpicklingError) else ""
+        if refused:
+            raise StudyError(f"{path} has an object that is not loaded, since it could run code: {refused}; "
+                             "save the checkpoint without it (drop best_val_loss or make it a float)")
         reason = error if "checksum" in str(error) else type(error).__name__
         raise StudyError(f"{path} is damaged or not a checkpoint ({reason})")
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
         raise StudyError(f"{path} is not a checkpoint of a model: it lacks 'model' and 'model_args'")
     return checkpoint
+
+
+def refused_objects(path):
+    """Return the names of the classes and functions in a checkpoint that weights_only=True refuses, or ""."""
+    try:
+        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # of a damaged file, as above
+        return ""
 
 
 def find_checkpoint(out_dir, *names):
@@ -256,7 +269,11 @@ def load_model(path, device):
     load_weights(model, checkpoint["model"], path)
     chars = checkpoint.get("chars")
     if chars is None:
-        chars, _ = read_meta(checkpoint.get("config", {}).get("dataset", ""))
+        try:
+            chars, _ = read_meta(checkpoint.get("config", {}).get("dataset", ""))
+        except StudyError as error:
+            raise StudyError(f"{path} has no vocabulary: copy the folder of its dataset, with meta.pkl, into "
+                             f"data/ ({error})")
     if len(chars) != model.config.vocab_size:
         raise StudyError(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
     return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")

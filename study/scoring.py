@@ -1,4 +1,4 @@
-"""The protocol of the study's evaluations: sampling answers, counting the right ones, the row of results.csv."""
+"""The study's evaluation: sample answers, count the correct ones, make a row of results.csv."""
 
 import math
 from collections import Counter
@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from study import StudyError
-from study.tasks import COUNTED, GROUPS
 from model import GPT
+from study import StudyError
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
-
+from study.tasks import COUNTED, GROUPS
 
 # Paper, section 3.3, and the published code.
 NUM_SAMPLES = 10  # of each problem
@@ -56,11 +55,13 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
         _, index, inverse = np.unique(context, return_index=True, return_inverse=True)
         lengths = ends[going[index]]
         first = np.maximum(lengths - block_size, 0)
-        width = np.arange((lengths - first).max())  # what is read behind the end changes nothing before it
+        width = np.arange((lengths - first).max())  # padding past the end is harmless: attention is causal
         columns = np.minimum(first[:, None] + width, tokens.shape[1] - 1)
         idx = torch.tensor(tokens[going[index][:, None], columns], device=device)
-        last = model.hidden(idx)[torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)]
-        probabilities = next_token_probabilities(model.lm_head(last), temperature, top_k)[torch.tensor(inverse, device=device)]
+        at = torch.arange(len(idx), device=device), torch.tensor(lengths - first - 1, device=device)
+        logits = model.lm_head(model.hidden(idx)[at])
+        probabilities = next_token_probabilities(logits, temperature, top_k)
+        probabilities = probabilities[torch.tensor(inverse, device=device)]
         drawn = to_host(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
         tokens[going, ends[going]] = drawn
         ends[going] += 1
@@ -70,12 +71,12 @@ def sample(model, chars, prompts, num_samples, max_new_tokens, temperature, top_
             going, context = going[open_ended], context[open_ended]
             if not len(going):
                 break
-    texts = ["".join(chars[i] for i in row[start:end]) for row, start, end in zip(tokens.tolist(), starts, ends)]
+    texts = ["".join(chars[i] for i in row[a:b]) for row, a, b in zip(tokens.tolist(), starts, ends)]
     return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
 
-def answer(model, chars, task, problems, generator):
-    """Answers to problems of a task by the study's protocol: a Counter of 10 answers for each problem."""
+def sample_answers(model, chars, task, problems, generator):
+    """Return a Counter of 10 sampled answers for each problem of a task, by the study's protocol."""
     answers = []
     for i in range(0, len(problems), PROMPTS_PER_BATCH):
         prompts = [problem.prompt for problem in problems[i : i + PROMPTS_PER_BATCH]]
@@ -86,63 +87,65 @@ def answer(model, chars, task, problems, generator):
 
 
 def tally(problems, answers, counts=lambda problem: True):
-    """(correct, asked) samples over the problems that `counts` picks."""
-    picked = [(problem, given) for problem, given in zip(problems, answers) if counts(problem)]
-    return sum(given[problem.answer] for problem, given in picked), NUM_SAMPLES * len(picked)
+    """Return (correct, total) samples of the problems for which counts(problem) is true."""
+    counted = [(problem, samples) for problem, samples in zip(problems, answers) if counts(problem)]
+    return sum(samples[problem.answer] for problem, samples in counted), NUM_SAMPLES * len(counted)
 
 
 @torch.no_grad()
 def mean_loss(model, windows, batch_size):
-    """Cross-entropy (nats per token) over all windows, each once."""
+    """Return the mean cross-entropy (nats per token) of all windows."""
     batches = windows.split(batch_size)
     losses = to_host(torch.stack([model(batch[:, :-1], batch[:, 1:])[1].float() for batch in batches]))
     return float(np.average(losses.astype(np.float64), weights=[len(batch) for batch in batches]))
 
 
 def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
-    """One row of results.csv: both losses and every task of the run; disturbs no random state."""
+    """Return a row of results.csv: both losses and all tasks' scores. Leaves random states unchanged."""
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(cfg.seed + iter_num)
     model.eval()
-    count, said = {name: (0, 0) for name in COUNTED}, ""
+    count, held_out_answers = {name: (0, 0) for name in COUNTED}, ""
     with autocast:
         train_loss = mean_loss(model, splits["train"], cfg.batch_size)
         same = splits["val"] is splits["train"]
         val_loss = train_loss if same else mean_loss(model, splits["val"], cfg.batch_size)
         require_finite(train_loss + val_loss, iter_num)
         for task in tasks:
-            answers = answer(model, chars, task, task.problems, generator)
+            answers = sample_answers(model, chars, task, task.problems, generator)
             for group in {problem.group for problem in task.problems}:
                 count[group] = tally(task.problems, answers, lambda problem: problem.group == group)
             if task.name == "math":
                 count["held_out"] = tally(task.problems, answers, lambda problem: problem.held_out)
-                said = said_most(task.problems, answers)
+                held_out_answers = most_frequent_answers(task.problems, answers)
     model.train()
-    return row_of(iter_num, count, train_loss, val_loss, said)
+    return row_of(iter_num, count, train_loss, val_loss, held_out_answers)
 
 
-def said_most(problems, answers):
-    """Each held-out problem with the answer it got most often, such as "5+7=12 7+5=12 5-7=-1 7-5=2"; "?" is no number."""
+def most_frequent_answers(problems, answers):
+    """Return the held-out problems with their most frequent answers: "5+7=12 7+5=?", "?" for no number."""
     return " ".join(
-        f"{problem.prompt.lstrip('<')}{given.most_common(1)[0][0] or '?'}"
-        for problem, given in zip(problems, answers) if problem.held_out
+        f"{problem.prompt.lstrip('<')}{samples.most_common(1)[0][0] or '?'}"
+        for problem, samples in zip(problems, answers) if problem.held_out
     )
 
 
 def require_finite(number, iter_num):
-    """Ends the program, before anything more is written, if a loss or the sum of the weights is not a number."""
+    """Raise StudyError if a loss or the sum of the weights is not finite."""
     if not math.isfinite(number):
-        raise StudyError(f"loss and weights at iteration {iter_num} are not finite: what was saved before stays; "
-             "try a lower --learning_rate", status=1)
+        raise StudyError(f"the loss or a weight at iteration {iter_num} is not finite: try a lower "
+                         "--learning_rate; what was saved before is intact", status=1)
 
 
-def row_of(iter_num, count, train_loss, val_loss, said):
-    """A row of results.csv from {group or held_out: (correct, asked)} samples and said_most().
+def row_of(iter_num, count, train_loss, val_loss, held_out_answers):
+    """Return a row of results.csv from {group or "held_out": (correct, total)} samples.
 
-    Its columns: iter, the updates made; <group>_correct of <group>_total samples, ten for each problem, of
-    additions (add), subtractions (sub) and capitals (facts), 0 of 0 where a run has no such task; of these,
-    math_acc, facts_acc and combined_acc are the shares, from 0 to 1; train_loss and val_loss, nats per
-    character over all windows; held_out_correct of held_out_total samples of held-out problems, which are among
-    the sums and differences too; held_out_answers, each with what it got most often.
+    iter                                updates made
+    <group>_correct, <group>_total      samples, ten per problem; group: add, sub or facts (capitals);
+                                        0 of 0 in a run without the task
+    math_acc, facts_acc, combined_acc   correct / total, from 0 to 1
+    train_loss, val_loss                nats per character, over all windows
+    held_out_correct, held_out_total    samples of held-out problems, which add and sub include
+    held_out_answers                    most_frequent_answers()
     """
 
     def accuracy(*groups):
@@ -155,12 +158,12 @@ def row_of(iter_num, count, train_loss, val_loss, said):
         "facts_correct": count["facts"][0], "facts_total": count["facts"][1], "facts_acc": accuracy("facts"),
         "train_loss": train_loss, "val_loss": val_loss,
         "held_out_correct": count["held_out"][0], "held_out_total": count["held_out"][1],
-        "combined_acc": accuracy(*GROUPS), "held_out_answers": said,
+        "combined_acc": accuracy(*GROUPS), "held_out_answers": held_out_answers,
     }
 
 
 def accuracies(row):
-    """The accuracies of a row for people to read; a task that is not part of the run is left out."""
+    """Return {name: accuracy} of a row as text, without the tasks that the run does not have."""
     parts = {}
     for name, column in ({group: group for group in GROUPS} | {"held out": "held_out"}).items():
         correct, total = row[f"{column}_correct"], row[f"{column}_total"]
@@ -173,16 +176,15 @@ class TrainedModel(NamedTuple):
     path: Path  # of the checkpoint
     model: GPT
     chars: str  # vocabulary
-    held_out: str  # pairs that it was not trained on
+    held_out: str  # pairs left out of its training
     autocast: AbstractContextManager
 
 
 def open_model(cfg, best_ckpt, published):
-    """The model that a script was asked for by its settings (cfg): --ckpt, else best_ckpt, else ckpt.pt.
+    """Load the checkpoint cfg.ckpt, else best_ckpt, else ckpt.pt of cfg.out_dir.
 
-    With dtype auto it computes in the precision that it was trained in: near temperature 0 another rounds other answers.
-
-    published: the project's model to take if the default folder is not there.
+    published: the repository's model to use if out_dir has its default and does not exist. With dtype auto
+    the model computes in the precision of its training: near temperature 0 rounding changes answers.
     """
     device, _, _ = setup_device(cfg.device)
     names = [cfg.ckpt] if cfg.ckpt else list(dict.fromkeys([best_ckpt, "ckpt.pt"]))
@@ -194,27 +196,29 @@ def open_model(cfg, best_ckpt, published):
     return TrainedModel(path, model, chars, held_out, autocast)
 
 
-def ask(trained, task, problems, seed):
-    """Answers of a TrainedModel to problems of a task, as answer() gives them."""
-    unknown = sorted(set("".join(problem.prompt + problem.answer for problem in problems) + task.stop) - set(trained.chars))
-    if unknown:
-        raise StudyError(f"{trained.path} was not trained on this task: its vocabulary lacks {''.join(unknown)!r}")
+def answer_problems(trained, task, problems, seed):
+    """Return sample_answers() of a TrainedModel; raise StudyError if its vocabulary cannot spell the task."""
+    needed = set("".join(problem.prompt + problem.answer for problem in problems) + task.stop)
+    lacking = "".join(sorted(needed - set(trained.chars)))
+    if lacking:
+        raise StudyError(f"{trained.path} was not trained on this task: its vocabulary lacks {lacking!r}")
     print(f"{trained.path}, {NUM_SAMPLES} samples of each problem")
     generator = torch.Generator(trained.model.lm_head.weight.device).manual_seed(seed)
     with trained.autocast:
-        return answer(trained.model, trained.chars, task, problems, generator)
+        return sample_answers(trained.model, trained.chars, task, problems, generator)
 
 
 def print_problems(problems, answers):
-    """Prints each problem's score and, if there are any, the wrong answers with their number."""
+    """Print each problem's score and its wrong answers with their counts."""
     width = max(len(problem.prompt + problem.answer) for problem in problems)
-    for problem, given in zip(problems, answers):
-        wrong = [f"{text or 'no answer'} ({n})" for text, n in given.most_common() if text != problem.answer]
-        line = f"{problem.prompt + problem.answer:{width}}  {given[problem.answer]:2}/{NUM_SAMPLES}"
+    for problem, samples in zip(problems, answers):
+        wrong = [f"{answer or 'no answer'} ({count})" for answer, count in samples.most_common()
+                 if answer != problem.answer]
+        line = f"{problem.prompt + problem.answer:{width}}  {samples[problem.answer]:2}/{NUM_SAMPLES}"
         line += "  held out" if problem.held_out else ""
         print(line + (f"  wrong: {', '.join(wrong)}" if wrong else ""))
 
 
-def print_total(name, correct, asked):
-    if asked:
-        print(f"{name}: {correct} of {asked} ({100 * correct / asked:.2f}%)")
+def print_total(name, correct, total):
+    if total:
+        print(f"{name}: {correct} of {total} ({100 * correct / total:.2f}%)")

@@ -1,12 +1,12 @@
 """The command line of every script: settings, their ranges, --help, and errors in one line.
 
-A script states each setting as an assignment with a comment,
+A script defines each setting as an assignment with a comment,
 
     max_iters = 30_000  # updates in total
 
-and ends in `run_script(main, globals())`, which calls main(cfg). The arguments are applied from left to
-right and later ones win. A name without dashes is a config file: Python that assigns to settings.
---key=value sets one setting; so does --key value, and --key alone switches one on.
+and ends in `run_script(main, globals())`, which calls main(cfg). Arguments are applied from left to right,
+so later ones win. An argument without dashes is a config file: Python that assigns to settings. --key=value
+or --key value sets one setting, and --key alone turns it on.
 """
 
 import ast
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from study import StudyError
 
-# Lowest and highest value of a setting, both allowed, whichever script it belongs to.
+# Lowest and highest value of each number that some script has as a setting, both allowed.
 BELOW_1 = math.nextafter(1, 0)
 FINITE = sys.float_info.max
 RANGES = {
@@ -55,15 +55,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_script(main, *namespaces):
-    """Calls main(cfg) with the settings of the command line; exits with one line if it raises StudyError.
+    """Call main(cfg) with the settings of the command line; on a StudyError print it and exit.
 
-    namespaces: as for configure(). Ctrl-C, SIGTERM and SIGHUP end the script through SystemExit.
+    namespaces: as for configure(). Ctrl-C, SIGTERM and SIGHUP raise SystemExit.
     """
     atexit.register(_flush_output)
     exit_on_signals()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script as it ends any other program
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `| head` ends a script quietly
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does with what it cannot encode
     try:
         main(configure(*namespaces))
     except StudyError as error:
@@ -73,16 +73,15 @@ def run_script(main, *namespaces):
 
 
 def configure(*namespaces, arguments=None):
-    """Reads arguments, those of the command line unless given, over the settings of modules.
+    """Return a SimpleNamespace of all settings: the defaults of modules, then the arguments.
 
-    namespaces: the globals of each module, vars(module). Returns a SimpleNamespace of all settings. If a
-    config file is given and nothing sets `out_dir`, that is the file's name without `train_`. Raises
-    StudyError.
+    namespaces: the globals of each module, vars(module). arguments: by default those of the command line.
+    out_dir defaults to the name of the config file without `train_`, if there is one. Raises StudyError.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     settings = {}  # name -> (default, meaning)
     for namespace in namespaces:
-        settings.update(stated_settings(namespace))
+        settings.update(defined_settings(namespace))
     if "--help" in arguments or "-h" in arguments:
         _print_help(namespaces[-1]["__doc__"], settings)
         sys.exit(0)
@@ -105,7 +104,7 @@ def configure(*namespaces, arguments=None):
                 text = arguments.pop(0)
             else:
                 raise StudyError(f"--{key} needs a value: --{key}={default if default != '' else '...'}")
-        given[key] = _checked(settings, key, _parsed(text, default), argument)
+        given[key] = _checked(settings, key, _parsed(text, default), f"--{key}")
 
     values = {key: default for key, (default, _) in settings.items()} | given
     if config_file and "out_dir" in settings and "out_dir" not in given:
@@ -115,10 +114,10 @@ def configure(*namespaces, arguments=None):
     return types.SimpleNamespace(**values)
 
 
-def stated_settings(namespace):
-    """{name: (default, meaning)} of the lower-case, commented assignments of a module, from its globals.
+def defined_settings(namespace):
+    """Return {name: (default, meaning)} of a module's lower-case assignments with a comment.
 
-    Names and comments are read from the source, values from the executed module.
+    Names and comments come from the source, values from the executed module.
     """
     return {name: (namespace[name], meaning) for name, meaning in _comments(namespace["__file__"]).items()
             if type(namespace.get(name)) in TYPES}
@@ -126,7 +125,7 @@ def stated_settings(namespace):
 
 @functools.cache
 def _comments(path):
-    """{name: comment} of the commented assignments at the top level of a script."""
+    """Return {name: comment} of the assignments at the top level of a script."""
     source = Path(path).read_text(encoding="utf-8")
     lines = source.splitlines()
     comments = {}
@@ -140,51 +139,51 @@ def _comments(path):
     return comments
 
 
-@functools.cache  # an experiment asks for each of its runs
+@functools.cache  # an experiment needs them for each of its runs
 def settings_of(script):
-    """stated_settings() of a script by its path."""
-    return stated_settings(runpy.run_path(str(script)) | {"__file__": str(script)})
+    """Return defined_settings() of the script at a path."""
+    return defined_settings(runpy.run_path(str(script)) | {"__file__": str(script)})
 
 
 def defaults_of(script):
-    """{name: default} of a script's settings."""
+    """Return {name: default} of a script's settings."""
     return {key: default for key, (default, _) in settings_of(script).items()}
 
 
 def check_setting(key, value, script):
-    """`value` as what a script's setting can be; raises StudyError if its type or its range is not that."""
+    """Return `value` in the type of a script's setting; raise StudyError if its type or range is wrong."""
     value = _checked(settings_of(script), key, value, key)
     _require_range(key, value)
     return value
 
 
 def _existing_config(argument, settings):
-    """The path of a config file; raises StudyError that says what may have been meant if there is none."""
+    """Return the path of a config file; if `argument` looks like something else, raise StudyError."""
     key = argument.lstrip("-").partition("=")[0]
     if key in settings:
-        raise StudyError(f"'{argument}' is no setting: --{argument.lstrip('-')} is")
+        raise StudyError(f"'{argument}' is not a setting: write --{argument.lstrip('-')}")
     folder = next((key for key in ("out_dir", "model_folder", "root_dir") if key in settings), "")
-    if Path(argument).is_dir() and folder:
-        raise StudyError(f"'{argument}' is a folder and no config file: --{folder}={argument} names it")
-    in_config = Path("config") / f"train_{argument}.py"
-    if not Path(argument).exists() and in_config.exists():
-        raise StudyError(f"there is no config file {argument}: {in_config} is one")
+    if os.path.isdir(argument) and folder:
+        raise StudyError(f"'{argument}' is a folder, not a config file: write --{folder}={argument}")
+    in_config = f"config/train_{argument}.py"
+    if not os.path.exists(argument) and os.path.exists(in_config):
+        raise StudyError(f"there is no config file {argument}: write {in_config}")
     return Path(argument)
 
 
 def _shown(value):
-    """A value for an error message, cut where it is long."""
+    """Return a value as text for an error message, shortened if it is long."""
     try:
         text = repr(value) if not isinstance(value, (int, float)) else str(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
+    except ValueError:  # Python does not print a whole number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def _require_range(key, value):
-    """Raises StudyError if a setting has a value that nothing can work with."""
+    """Raise StudyError if the value of a setting is not one of CHOICES or outside of RANGES."""
     if key in CHOICES and value not in CHOICES[key]:
-        raise StudyError(f"{key}='{value}' is not one of {', '.join(map(str, CHOICES[key]))}")
+        raise StudyError(f"{key}={_shown(value)} is not one of {', '.join(map(str, CHOICES[key]))}")
     if key in RANGES:
         lowest, highest = RANGES[key]
         if not value >= lowest:
@@ -204,29 +203,29 @@ def _print_help(doc, settings):
 
 
 def run_config_file(path, including=()):
-    """Runs a config file; returns what it assigned, without names that begin with an underscore.
+    """Run a config file; return what it assigned, without names that begin with an underscore.
 
-    Inside it, include("other.py") runs another file of the same folder first. including: the files that
-    are being run already, so that a circle is noticed. Raises StudyError.
+    In the file, include("other.py") runs another file of the same folder. including: the files that led to
+    this one. Raises StudyError.
     """
     path = Path(path)
-    circle = [*including, path]
-    if path in including:
-        raise StudyError(f"config file {path} includes itself: {' includes '.join(map(str, circle))}")
+    chain = [*including, path]
+    if os.path.realpath(path) in map(os.path.realpath, including):
+        raise StudyError(f"config file {path} includes itself: {' includes '.join(map(str, chain))}")
 
     def include(name):
-        names.update(run_config_file(path.parent / name, circle))
+        names.update(run_config_file(path.parent / name, chain))
 
     names = {"__file__": str(path), "include": include}
     try:
-        source = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+        source = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
     except (FileNotFoundError, IsADirectoryError):
         raise StudyError(f"config file {path} does not exist (settings are given as --key=value)")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"cannot read config file {path}: {getattr(error, 'strerror', 'it is not text')}")
     try:
         exec(compile(source, str(path), "exec"), names)
-    except StudyError:  # of a file that it includes
+    except StudyError:  # from a file that it includes
         raise
     except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -248,7 +247,7 @@ def _default(settings, key, where):
 
 
 def _parsed(text, default):
-    """`text` as the type of the default if it can be read as that, else unchanged."""
+    """Return `text` in the type of the default, or unchanged if it cannot be converted."""
     if text in ("True", "False") and (isinstance(default, bool) or default == "auto"):
         return text == "True"
     try:
@@ -258,7 +257,7 @@ def _parsed(text, default):
 
 
 def _checked(settings, key, value, where):
-    """`value` if its type is that of the default; a whole number becomes a float where one is expected."""
+    """Return `value` if it has the type of the default; convert a whole number if that is a float."""
     default = _default(settings, key, where)
     if type(default) is float and type(value) is int:
         try:
@@ -273,9 +272,9 @@ def _checked(settings, key, value, where):
 
 @contextlib.contextmanager
 def catch_stop():
-    """Inside, the first Ctrl-C, SIGTERM or SIGHUP only asks to stop; a second one ends the program.
+    """Collect the first Ctrl-C, SIGTERM or SIGHUP instead of ending the program; a second one ends it.
 
-    Yields the list that the first one's number is put into.
+    Yields the list that the number of the first signal is appended to.
     """
     signals = []
 
@@ -293,18 +292,18 @@ def catch_stop():
 
 
 def exit_on_signals():
-    """From here on Ctrl-C, SIGTERM and SIGHUP end the program at once, through SystemExit."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise SystemExit."""
     _handle_stop_signals(lambda signum, _: sys.exit(128 + signum))
 
 
 def _handle_stop_signals(handler):
     for signum in STOP_SIGNALS:
-        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as nohup sets it
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signum, handler)
 
 
 def _flush_output():
-    """Writes the last of the output while its errors can still be told in one line."""
+    """Flush stdout before the interpreter does, which would print a traceback on a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -182,3 +182,15 @@ def runs(project, tmp_path_factory):
     finally:
         os.chdir(before)
     return folder
+
+
+@pytest.fixture
+def here(in_tmp, project, runs, monkeypatch):
+    """The test's folder with `run` and `facts`, short runs, and with the prepared datasets in `data`."""
+    import study.dataset
+
+    shutil.copytree(project / "data", "data")
+    monkeypatch.setattr(study.dataset, "DATA_DIR", in_tmp / "data")
+    for source, name in (("math_mini_14", "run"), ("facts_mini_14", "facts")):
+        shutil.copytree(runs / source, name)
+    return in_tmp

@@ -1,4 +1,4 @@
-"""The datasets are those of the paper (section 3.1), or the same with other lines left out and in another order."""
+"""The datasets are the paper's (section 3.1), or the same with other lines left out and in another order."""
 
 import csv
 import errno
@@ -16,9 +16,8 @@ import pytest
 import torch
 from conftest import DATASETS, ROOT, refused
 
-from study import StudyError
-
 import study.dataset
+from study import StudyError
 from study.dataset import read_tokens, write_dataset
 from study.tasks import arithmetic, arithmetic_text, capitals, capitals_text, tasks_spelled_by
 
@@ -40,7 +39,8 @@ def prepared(call, name, *arguments):
 @pytest.mark.parametrize("dataset, characters, vocabulary", [
     ("as_math", 1764, 17), ("facts_char", 1547, 51), ("both_math_and_facts", 3311, 66),
 ])
-def test_a_dataset_has_the_papers_size_and_the_sorted_characters_as_vocabulary(project, dataset, characters, vocabulary):
+def test_a_dataset_has_the_papers_size_and_its_sorted_characters_as_vocabulary(
+        project, dataset, characters, vocabulary):
     folder = project / "data" / dataset
     text, meta = text_of(folder)
     assert len(text) == characters
@@ -52,7 +52,8 @@ def test_a_dataset_has_the_papers_size_and_the_sorted_characters_as_vocabulary(p
 
 def test_without_options_the_arithmetic_is_the_papers_text_to_the_byte(project):
     content = (project / "data" / "as_math" / "train.txt").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == "027df0cd21c838283f9d990a5984975bb968edd4f794170f2197a9dc60a3b926"
+    digest = "027df0cd21c838283f9d990a5984975bb968edd4f794170f2197a9dc60a3b926"
+    assert hashlib.sha256(content).hexdigest() == digest
 
 
 def all_lines():
@@ -77,7 +78,7 @@ def test_the_arithmetic_lines_are_all_problems_but_the_four_held_out_ones_mixed(
     ("6,6", "<6+6=12> <6-6=0>"),
     ("none", ""),
 ])
-def test_exactly_the_pairs_that_are_asked_for_are_left_out(call, dataset, seed, held_out, left_out):
+def test_exactly_the_given_pairs_are_left_out(call, dataset, seed, held_out, left_out):
     text, meta = prepared(call, dataset, seed, f"--held_out={held_out}")
     lines = [line for line in text.splitlines() if line.startswith("<")]
     assert len(lines) == 200 - len(left_out.split())
@@ -87,30 +88,33 @@ def test_exactly_the_pairs_that_are_asked_for_are_left_out(call, dataset, seed, 
     assert text[arithmetic_end:] == (capitals_text() if dataset == "both_math_and_facts" else "")
 
 
-def test_a_line_seed_is_an_order_of_its_own_that_is_the_same_every_time(call):
+def test_each_line_seed_gives_another_order_that_is_always_the_same(call):
     texts = {seed: prepared(call, "as_math", f"--line_seed={seed}")[0] for seed in (-1, 0, 3, 4294967295)}
     assert texts[-1] == arithmetic_text() and len(set(texts.values())) == 4
     assert len({"".join(sorted(text)) for text in texts.values()}) == 1
     assert prepared(call, "as_math", "--line_seed=3")[0] == texts[3]
-    assert hashlib.sha256(texts[3].encode()).hexdigest() == "1395f58f38a551aa6572d5e7348a8a60278b7bb47cbc27194918971b4232e99c"
+    digest = "1395f58f38a551aa6572d5e7348a8a60278b7bb47cbc27194918971b4232e99c"
+    assert hashlib.sha256(texts[3].encode()).hexdigest() == digest
 
 
 @pytest.mark.parametrize("seed", [-1, 3])
 def test_texts_of_one_seed_with_other_pairs_held_out_differ_in_their_lines_alone(seed):
     whole = arithmetic_text(seed, "none").splitlines()
     for held_out, signs in (("5,7", "5+7 7+5 5-7 7-5"), ("3,4;1,8", "3+4 4+3 3-4 4-3 1+8 8+1 1-8 8-1")):
-        assert arithmetic_text(seed, held_out).splitlines() == [line for line in whole if line[1:4] not in signs.split()]
+        left = [line for line in whole if line[1:4] not in signs.split()]
+        assert arithmetic_text(seed, held_out).splitlines() == left
 
 
-@pytest.mark.parametrize("held_out, asked", [("3,4", 40), ("3,4;1,8", 80), ("none", 0)])
-def test_a_dataset_in_a_folder_of_its_own_is_trained_on_and_scored_with_its_own_held_out_pairs(
-        call, in_tmp, monkeypatch, held_out, asked):
+@pytest.mark.parametrize("held_out, samples", [("3,4", 40), ("3,4;1,8", 80), ("none", 0)])
+def test_a_dataset_in_another_folder_is_trained_on_and_scored_with_its_held_out_pairs(
+        call, in_tmp, monkeypatch, held_out, samples):
     monkeypatch.setattr(study.dataset, "DATA_DIR", in_tmp / "data")
     assert call("data/as_math/prepare.py", f"--held_out={held_out}", "--folder=data/other").returncode == 0
-    result = call("train_with_eval.py", "--dataset=other", "--max_iters=20", "--eval_interval=20", "--out_dir=run")
+    result = call("train_with_eval.py", "--dataset=other", "--max_iters=20", "--eval_interval=20",
+                  "--out_dir=run")
     assert result.returncode == 0, result.stderr
     with open("run/results.csv", newline="") as file:
-        assert [row["held_out_total"] for row in csv.DictReader(file)] == [str(asked)] * 2
+        assert [row["held_out_total"] for row in csv.DictReader(file)] == [str(samples)] * 2
     checkpoints = list(Path("run").glob("*.pt"))
     assert len(checkpoints) == 4
     assert {torch.load(path, weights_only=True)["held_out"] for path in checkpoints} == {held_out}
@@ -118,11 +122,12 @@ def test_a_dataset_in_a_folder_of_its_own_is_trained_on_and_scored_with_its_own_
     lines = call("eval_as_math.py", "--out_dir=run").stdout.splitlines()
     marked = [re.match(r"<(\S+)=\S+ +(\d+)/10  held out", line) for line in lines if "/10  held out" in line]
     pairs = set() if held_out == "none" else {tuple(sorted(pair.split(","))) for pair in held_out.split(";")}
-    assert len(marked) == 4 * len(pairs) and {tuple(sorted(re.findall("[0-9]", match[1]))) for match in marked} == pairs
+    assert len(marked) == 4 * len(pairs)
+    assert {tuple(sorted(re.findall("[0-9]", match[1]))) for match in marked} == pairs
     total = [line for line in lines if line.startswith("held out")]
-    if asked:
+    if samples:
         right = sum(int(match[2]) for match in marked)
-        assert len(total) == 1 and total[0].startswith(f"held out ({held_out}): {right} of {asked} (")
+        assert len(total) == 1 and total[0].startswith(f"held out ({held_out}): {right} of {samples} (")
     else:
         assert total == []
 
@@ -152,7 +157,8 @@ def test_preparing_twice_from_any_directory_gives_the_same_bytes(project, tmp_pa
         )
         assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         text, meta = text_of(folder)
-        for number in (f"{len(text):,} characters", f"vocabulary: {meta['vocab_size']}", f"tokens: {len(text):,}"):
+        size = f"{len(text):,}"
+        for number in (f"{size} characters", f"vocabulary: {meta['vocab_size']}", f"tokens: {size}"):
             assert number in prepare.stdout
 
 
@@ -177,7 +183,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, capsys)
 def test_the_prompts_are_the_whole_grid_with_the_held_out_pairs_marked():
     problems = arithmetic().problems
     assert [sum(p.group == group for p in problems) for group in ("add", "sub")] == [100, 100]
-    assert {p.prompt + p.answer for p in problems if p.held_out} == {"<5+7=12", "<7+5=12", "<5-7=-2", "<7-5=2"}
+    held_out = {p.prompt + p.answer for p in problems if p.held_out}
+    assert held_out == {"<5+7=12", "<7+5=12", "<5-7=-2", "<7-5=2"}
     beyond = [p for p in arithmetic(max_operand=19).problems if p.beyond]
     assert [sum(p.group == group for p in beyond) for group in ("add", "sub")] == [300, 300]
     assert len({p.prompt for p in capitals().problems}) == 50
@@ -191,10 +198,11 @@ def test_a_task_that_the_vocabulary_cannot_spell_is_left_out():
     assert tasks_spelled_by("abc") == []
 
 
-def test_the_problems_that_are_marked_are_those_of_the_text_that_is_trained_on():
+def test_exactly_the_problems_that_the_text_leaves_out_are_marked_as_held_out():
     [task] = tasks_spelled_by(set(arithmetic_text()), "3,4;1,8")
     lines = {line.rstrip(" >") for line in arithmetic_text(held_out="3,4;1,8").splitlines()}
-    assert {p.prompt + p.answer for p in task.problems} - lines == {p.prompt + p.answer for p in task.problems if p.held_out}
+    problems = {p.prompt + p.answer: p.held_out for p in task.problems}
+    assert problems.keys() - lines == {problem for problem, held_out in problems.items() if held_out}
     assert sum(p.held_out for p in task.problems) == 8
 
 
@@ -212,8 +220,9 @@ def test_an_arithmetic_answer_is_the_signed_integer_right_after_the_equals_sign(
 
 
 @pytest.mark.parametrize("completion, answer", [
-    ("Paris \n", "Paris"), ("Paris", "Paris"), (" Paris  \nCapital of", "Paris"), ("Washington DC \n", "Washington DC"),
-    ("Paris is\n", "Paris is"), ("\nParis", ""), ("", ""), ("paris \n", "paris"),
+    ("Paris \n", "Paris"), ("Paris", "Paris"), (" Paris  \nCapital of", "Paris"),
+    ("Washington DC \n", "Washington DC"), ("Paris is\n", "Paris is"), ("\nParis", ""), ("", ""),
+    ("paris \n", "paris"),
 ])
 def test_a_capital_is_the_text_up_to_the_first_line_end(completion, answer):
     assert capitals().read_answer(completion) == answer
@@ -222,13 +231,15 @@ def test_a_capital_is_the_text_up_to_the_first_line_end(completion, answer):
 def test_two_processes_can_write_the_same_files_at_once(tmp_path):
     code = ("import sys; from pathlib import Path; from study.files import write_files\n"
             "for _ in range(100): write_files({Path(sys.argv[1], name): b'text' for name in ('a', 'b')})")
-    both = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    command = [sys.executable, "-c", code, tmp_path]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate()[1] for process in both] == [b"", b""]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"text", "b": b"text"}
 
 
 def test_a_row_that_the_disk_takes_only_half_of_is_an_error(tmp_path):
-    code = "import sys; from study.files import append_to_file as add; add(sys.argv[1], 'twenty characters, in')"
+    code = "import sys; from study.files import append_to_file; append_to_file(sys.argv[1], '10 letters')"
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))  # noqa: E731
-    result = subprocess.run([sys.executable, "-c", code, tmp_path / "rows"], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    command = [sys.executable, "-c", code, tmp_path / "rows"]
+    result = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
     assert result.returncode == 1 and "StudyError: cannot write" in result.stderr.splitlines()[-1]

@@ -16,7 +16,7 @@ SCORE = re.compile(r"^(.*?) +(\d+)/10(  held out)?(?:  wrong: (.*))?$")
 
 
 def scores(stdout):
-    """{problem: correct of 10} and {total: (correct, asked)} of an evaluation script's output."""
+    """{problem: correct of 10} and {total: (correct, total)} of an evaluation script's output."""
     problems, totals = {}, {}
     for line in stdout.splitlines()[1:]:
         if match := SCORE.match(line):
@@ -24,8 +24,8 @@ def scores(stdout):
             wrong = re.findall(r"\((\d+)\)", match[4] or "")
             assert int(match[2]) + sum(map(int, wrong)) == 10, line  # every answer is shown
         else:
-            name, correct, asked = re.match(r"(.+): (\d+) of (\d+) \(", line).groups()
-            totals[name] = (int(correct), int(asked))
+            name, correct, total = re.match(r"(.+): (\d+) of (\d+) \(", line).groups()
+            totals[name] = (int(correct), int(total))
     return problems, totals
 
 
@@ -33,9 +33,10 @@ def scores(stdout):
 def knowing(runs, tmp_path_factory):
     """A run folder whose model has learnt a little, so that right and wrong answers both occur."""
     folder = tmp_path_factory.mktemp("knowing")
-    result = run_inside("train_with_eval.py", "--dataset=both_math_and_facts", "--block_size=24", "--n_embd=56",
-                        "--batch_size=128", "--warmup_iters=100", "--max_iters=400", "--eval_interval=200",
-                        "--log_interval=100", f"--out_dir={folder / 'run'}")
+    result = run_inside(
+        "train_with_eval.py", "--dataset=both_math_and_facts", "--block_size=24", "--n_embd=56",
+        "--batch_size=128", "--warmup_iters=100", "--max_iters=400", "--eval_interval=200",
+        "--log_interval=100", f"--out_dir={folder / 'run'}")
     assert result.returncode == 0, result.stderr
     return folder / "run"
 
@@ -74,13 +75,14 @@ def test_output_into_head_ends_quietly(start, runs):
 
 
 def test_one_operation_and_larger_operands(call, runs):
-    result = call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--operation=subtraction", "--max_operand=19")
+    n14 = f"--out_dir={runs / 'math_mini_14'}"
+    result = call("eval_as_math.py", n14, "--operation=subtraction", "--max_operand=19")
     problems, totals = scores(result.stdout)
     assert len(problems) == 400 and "<19-3=16" in problems and "<19+3=22" not in problems
     beyond = sum(n for p, n in problems.items() if max(map(int, re.findall(r"<(\d+)-(\d+)=", p)[0])) > 9)
     assert totals["subtraction beyond single digits"] == (beyond, 3000)
     assert totals["subtraction"] == (sum(problems.values()), 4000) and totals["held out (5,7)"][1] == 20
-    _, totals = scores(call("eval_as_math.py", f"--out_dir={runs / 'math_mini_14'}", "--max_operand=3").stdout)
+    _, totals = scores(call("eval_as_math.py", n14, "--max_operand=3").stdout)
     assert totals["addition"][1] == 160 and "held out (5,7)" not in totals
 
 
@@ -115,22 +117,26 @@ def test_samples_continue_the_prompt(call, runs, in_tmp):
 def test_bench_prints_its_table(call, in_tmp):
     result = call("bench.py", "--blocks=2", "--block_iters=3", "--evals=1", "--matrix_size=64", "--plain")
     assert result.returncode == 0, result.stderr
-    for row in ("one update", "tokens a second", "GFLOP/s", "roofline", "one evaluation", "one best checkpoint",
-                "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy", "plain loop", "times as long"):
+    for row in ("one update", "tokens a second", "GFLOP/s", "roofline", "one evaluation",
+                "one best checkpoint", "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy",
+                "plain loop", "times as long"):
         assert row in result.stdout
     assert not list(in_tmp.iterdir())
 
 
-def test_without_a_folder_the_published_models_are_asked(call, in_tmp):
-    for name, model, words in (("sample.py", "math_mini_14", "---------------"), ("eval_as_math.py", "math_mini_14", "addition: "),
-                               ("eval_capitals.py", "facts_mini_28", "capitals: ")):
+def test_without_a_folder_the_published_models_are_used(call, in_tmp):
+    for name, model, words in (
+            ("sample.py", "math_mini_14", "---------------"),
+            ("eval_as_math.py", "math_mini_14", "addition: "),
+            ("eval_capitals.py", "facts_mini_28", "capitals: ")):
         result = call(name)
         assert result.returncode == 0 and words in result.stdout
-        assert result.stderr == f"note: there is no folder out; this is the {model} of the repository, and --out_dir names another model\n"
+        [note] = result.stderr.splitlines()
+        assert note.startswith("note: ") and model in note and "--out_dir" in note
         assert refused(call(name, "--ckpt=ckpt_last.pt"), "out does not exist")  # that file was meant
 
 
-def test_without_a_folder_and_published_models_that_is_said(script):  # of a copy of the project that has no results
+def test_without_a_folder_and_published_models_that_is_an_error(script):  # in a copy without results/
     for name in ("sample.py", "eval_as_math.py", "eval_capitals.py"):
         assert refused(script(name), "out does not exist")
 
@@ -140,14 +146,18 @@ def test_the_answers_are_shown_as_tables_and_as_a_picture(call, in_tmp):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     at = lines.index("subtraction (* wrong, [] held out, ? no number)")
-    table = [line.split() for line in lines[at + 1 : at + 12]]
-    assert table[0] == ["a\\b", *map(str, range(10))] and [row[0] for row in table[1:]] == list(map(str, range(10)))
-    assert table[1 + 5][1 + 7] == "[-1]*" and table[1 + 7][1 + 5] == "[2]"  # 5-7 is wrong in the published n14, 7-5 right
-    assert sum(cell.count("*") for row in table for cell in row) == 1 and sum(cell.count("[") for row in table for cell in row) == 2
+    head, *table = [line.split() for line in lines[at + 1 : at + 12]]
+    digits = list(map(str, range(10)))
+    assert head == ["a\\b", *digits] and [row[0] for row in table] == digits
+    assert table[5][1 + 7] == "[-1]*" and table[7][1 + 5] == "[2]"  # the published n14 has only 5-7 wrong
+    text = " ".join(cell for row in table for cell in row)
+    assert text.count("*") == 1 and text.count("[") == 2
     assert "subtraction: 990 of 1000" in result.stdout and lines[-1] == "wrote grid.png"
     assert plt.imread("grid.png").std() > 0.05
     only = call("eval_as_math.py", "--grid", "--operation=addition", "--max_operand=11").stdout
-    assert "subtraction" not in only and len(next(line for line in only.splitlines() if line.startswith("a\\b")).split()) == 13
+    assert "subtraction" not in only
+    [head] = [line for line in only.splitlines() if line.startswith("a\\b")]
+    assert len(head.split()) == 13
 
 
 def test_the_picture_marks_wrong_cells_and_frames_held_out_ones():
@@ -160,13 +170,16 @@ def test_the_picture_marks_wrong_cells_and_frames_held_out_ones():
     plt.close(figure)
 
 
-@pytest.mark.parametrize("trained_in, computes_in", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float32)])
-def test_a_model_is_asked_in_the_precision_that_it_was_trained_in(call, runs, in_tmp, monkeypatch, trained_in, computes_in):
+@pytest.mark.parametrize("trained_in, computes_in", [
+    ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float32)])
+def test_a_model_computes_in_the_precision_of_its_training(
+        call, runs, in_tmp, monkeypatch, trained_in, computes_in):
     (in_tmp / "run").mkdir()
     checkpoint = torch.load(runs / "math_mini_14" / "ckpt.pt", weights_only=True)
     torch.save(checkpoint | {"dtype": trained_in}, in_tmp / "run" / "ckpt.pt")
     dtypes, probabilities = set(), scoring.next_token_probabilities
-    monkeypatch.setattr(scoring, "next_token_probabilities", lambda logits, *rest: dtypes.add(logits.dtype) or probabilities(logits, *rest))
+    monkeypatch.setattr(scoring, "next_token_probabilities",
+                        lambda logits, *rest: dtypes.add(logits.dtype) or probabilities(logits, *rest))
     for name in ("eval_as_math.py", "sample.py"):
         for dtype in ("auto", "float32"):
             dtypes.clear()

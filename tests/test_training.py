@@ -218,7 +218,8 @@ def test_a_run_killed_before_its_first_save_begins_again_and_loses_no_evaluation
 
 
 @both_steps
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("signum, status", [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_run_that_is_stopped_saves_where_it_is_and_says_how_to_go_on(start, call, in_tmp, signum, status, step):
     process = start("train_with_eval.py", "--max_iters=1_000_000", *step, "--overwrite", "True", "--out_dir=run", "--save_interval=1e9")
     for line in process.stdout:

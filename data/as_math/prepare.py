@@ -1,4 +1,4 @@
-"""Writes the arithmetic dataset: 196 problems, the four held-out ones left out.
+"""Write the arithmetic dataset: 196 problems, without the four held-out ones.
 
     python data/as_math/prepare.py
     python data/as_math/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/as_math_other
@@ -28,7 +28,7 @@ def main(cfg):
         content = text(cfg.line_seed, cfg.held_out)
     except ValueError as error:
         raise StudyError(error)
-    write_dataset(cfg.folder or Path(__file__).resolve().parent, content, cfg.held_out)
+    write_dataset(cfg.folder or Path(__file__).absolute().parent, content, cfg.held_out)
 
 
 if __name__ == "__main__":

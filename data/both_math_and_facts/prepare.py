@@ -1,7 +1,7 @@
-"""Writes the joint dataset: the arithmetic lines, then the capital cities.
+"""Write the joint dataset: the arithmetic lines, then the capital cities.
 
     python data/both_math_and_facts/prepare.py
-    python data/both_math_and_facts/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/both_math_and_facts_other
+    python data/both_math_and_facts/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/other
 """
 
 import sys
@@ -28,7 +28,7 @@ def main(cfg):
         content = text(cfg.line_seed, cfg.held_out)
     except ValueError as error:
         raise StudyError(error)
-    write_dataset(cfg.folder or Path(__file__).resolve().parent, content, cfg.held_out)
+    write_dataset(cfg.folder or Path(__file__).absolute().parent, content, cfg.held_out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the capital cities dataset: 50 statements."""
+"""Write the capital cities dataset: 50 statements."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def text():
 
 
 def main(cfg):
-    write_dataset(cfg.folder or Path(__file__).resolve().parent, text())
+    write_dataset(cfg.folder or Path(__file__).absolute().parent, text())
 
 
 if __name__ == "__main__":

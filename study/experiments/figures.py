@@ -1,10 +1,12 @@
 """What all figures share: colours, accuracies over iterations, and how a figure becomes a file."""
 
 import io
+import os
 
+os.environ["MPLBACKEND"] = "Agg"  # needs no screen; the user's backend may not exist here
 import matplotlib
 
-matplotlib.use("Agg")  # draws files, needs no screen
+matplotlib.use("Agg")  # for a program that has imported matplotlib before
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -30,7 +32,8 @@ PERFECT = "addition and subtraction at 100%"
 
 
 def titled(name, num_params, unfinished=""):
-    """n14 (1,456 parameters), and of a run that how_far() says is not complete where it is."""
+    """Return a title such as "n14 (1,456 parameters)"; unfinished: unfinished_note() of the run."""
+    name = name.encode(errors="backslashreplace").decode()  # bytes of a folder's name that are not UTF-8
     what = ([f"{int(num_params):,} parameters"] if num_params else []) + ([unfinished] if unfinished else [])
     return f"{name} ({', '.join(what)})" if what else name
 

@@ -37,66 +37,88 @@ class Run(NamedTuple):
 
 
 def read_run(folder):
-    """The Run, complete or not, that a folder holds."""
+    """Return the Run in a folder, complete or not."""
     rows = read_rows(Path(folder) / "results.csv")
     return Run(read_info(Path(folder)), rows, columns(rows))
 
 
 def read_rows(path):
-    """The rows of a results.csv, {column: text}, in which everything that plots and tables need is a number.
+    """Return the rows of a results.csv, {column: text}, sorted by iteration and with finite numbers only.
 
-    A last line that is cut off, as while it is being written, is left out with a note on standard
-    error. Ends the program if there is nothing to plot or a line before it is damaged.
+    A last line that is cut off, as while a run writes it, is left out with a note on standard error. Any
+    other damage, or a file without an evaluation, raises StudyError.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)  # with a byte order mark or without
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read {path} ({getattr(error, 'strerror', 'it is not text')}): it must be a run's results")
+        reason = getattr(error, "strerror", "it is not text")
+        raise StudyError(f"cannot read {path} ({reason}): it must be the results.csv of a run")
     if lines and not lines[-1].endswith("\n"):
         print(f"note: the last line of {path} is cut off and left out", file=sys.stderr)
         lines.pop()
     reader = csv.DictReader(lines)
     missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
     if not lines:
-        raise StudyError(f"{path} is empty: it holds rows once the run's first evaluation is done")
+        raise StudyError(f"{path} is empty: wait for the run's first evaluation")
     if missing:
-        raise StudyError(f"{path} is no results file of a run: it lacks the columns {', '.join(missing)}")
+        raise StudyError(f"{path} is not the results.csv of a run: it lacks the columns {', '.join(missing)}")
     rows = []
-    for row in reader:
-        try:
-            columns([row])
-        except (TypeError, ValueError):
-            raise StudyError(f"{path}, line {reader.line_num}: not a number in every column; remove the line or run again")
-        rows.append(row)
+    try:
+        for row in reader:
+            it = columns([row])["iter"][0]
+            if rows and it <= float(rows[-1]["iter"]):
+                raise StudyError(f"{path}, line {reader.line_num}: iteration {it:g} follows iteration "
+                                 f"{float(rows[-1]['iter']):g}; sort the lines by iter, each once, or run again")
+            rows.append(row)
+    except (TypeError, ValueError, csv.Error):
+        raise StudyError(f"{path}, line {reader.line_num}: not a finite number in every column; "
+                         "remove the line or run again")
     if not rows:
-        raise StudyError(f"{path} holds no evaluation yet: wait for the run's first one")
+        raise StudyError(f"{path} has no evaluation yet: wait for the run's first one")
     return rows
 
 
 def columns(rows):
-    """Rows of a results.csv as {column: float array (evaluations,)}, and "held_out_answers": a list of dicts.
+    """Return rows of a results.csv as {column: float array (evaluations,)}, with "held_out_answers" added.
 
-    An item of that list gives each held-out problem, such as "5+7", what it was answered with. Raises
-    TypeError or ValueError for what is not a number.
+    These are a list of {held-out problem, such as "5+7": its most frequent answer}. Raises TypeError or
+    ValueError unless all values are finite numbers.
     """
-    numbers = [[float(row[column] if column in NEEDED else row.get(column, 0)) for column in COLUMNS] for row in rows]
-    said = [dict(pair.split("=") for pair in (row.get("held_out_answers") or "").split()) for row in rows]
-    return dict(zip(COLUMNS, np.array(numbers).T)) | {"held_out_answers": said}
+    numbers = np.array([[float(row[column] if column in NEEDED else row.get(column, 0)) for column in COLUMNS]
+                        for row in rows])
+    if not np.isfinite(numbers).all():
+        raise ValueError("a number that is not finite")
+    answers = [dict(pair.split("=") for pair in (row.get("held_out_answers") or "").split()) for row in rows]
+    return dict(zip(COLUMNS, numbers.T)) | {"held_out_answers": answers}
 
 
 def read_runs(root_dir):
-    """{name: Run} of everything in a folder: the runs in the tables of its experiments, and the folders of others, there or in runs/.
+    """Return {name: Run} of the experiments' tables in a folder and of the runs' folders there or in runs/.
 
-    Of two folders of one name, as where a run of the project is being made anew, it has the one that is further.
-    Ends the program if there is no such folder or a table is damaged.
+    If two folders have the same name, the run with more iterations wins. Raises StudyError if there is no
+    such folder or a table is damaged.
     """
     root = Path(root_dir)
     if not root.is_dir():
         raise StudyError(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
     runs = published_runs(root)
-    folders = [path.parent for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
-    others = [read_run(folder) for folder in folders if folder.name not in runs]
-    return {run.info["run"]: run for run in sorted(others, key=lambda run: run.results["iter"][-1])} | runs
+    files = [path for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
+    others = [read_other_run(path.parent) for path in files if path.parent.name not in runs]
+    others = sorted(filter(None, others), key=lambda run: run.results["iter"][-1])
+    return {run.info["run"]: run for run in others} | runs
+
+
+def read_other_run(folder):
+    """Return the Run in a folder that the user has not named; None, with a note on stderr, if it is damaged.
+
+    A damaged results.csv of a run with a config still raises StudyError: figures and tables need that run.
+    """
+    try:
+        return read_run(folder)
+    except StudyError as error:
+        if config_params(folder.name):
+            read_rows(folder / "results.csv")  # raises if this is what is damaged
+        print(f"left out {folder}: {error}", file=sys.stderr)
 
 
 def published_runs(root):
@@ -137,10 +159,13 @@ def read_info(folder):
     }
 
 
-def how_far(run):
-    """Where a run is that has not come to its end, such as "at 6,000 of 30,000"; "" of one that has, or that does not tell."""
+def unfinished_note(run):
+    """Return "at 6,000 of 30,000" for a run that is not complete, else ""."""
     last, most = int(run.results["iter"][-1]), int(run.info["max_iters"])
     return f"at {last:,} of {most:,}" if last < most else ""
+
+
+how_far = unfinished_note  # the old name, until report.py, tables.py and tests/test_paper.py use the new one
 
 
 def best_evaluation(results, what="combined", latest=False):
@@ -218,7 +243,7 @@ def scores_of(results):
 
 
 def num_params(folder):
-    """Parameters of the run's model: from run.json, a checkpoint, or the config of the folder's name; or None."""
+    """Return the number of parameters from run.json, a checkpoint or the config of the folder's name, or None."""
     folder = Path(folder)
     counted = read_run_json(folder).get("num_params")
     if counted:

@@ -19,14 +19,14 @@ import re
 import torch
 
 from study import ROOT, StudyError
-from study.tasks import COUNTED, arithmetic, parse_pairs
 from study.dataset import text_of
 from study.experiments.results import Run, columns, read_info, read_rows, scores_of
 from study.files import write_files
 from study.identity import digest_of, digest_of_text, identity_of
 from study.run_folder import load_model, read_run_json
-from study.scoring import answer, tally
+from study.scoring import sample_answers, tally
 from study.settings import check_setting, defaults_of, run_config_file, settings_of
+from study.tasks import COUNTED, arithmetic, parse_pairs
 
 TRAIN = ROOT / "train_with_eval.py"
 DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
@@ -240,7 +240,7 @@ def beyond_single_digits(folder):
     task = arithmetic(held_out, max_operand=19)
     problems = [problem for problem in task.problems if problem.beyond]
     with torch.no_grad():
-        answers = answer(model, chars, task, problems, torch.Generator().manual_seed(1337))
+        answers = sample_answers(model, chars, task, problems, torch.Generator().manual_seed(1337))
     return {f"beyond_{group}": tally(problems, answers, lambda problem: problem.group == group)[0]
             for group in ("add", "sub")}
 

@@ -162,7 +162,7 @@ def make_c_step(model, optimizer, windows, cfg):
             address(weights), address(gradient), address(m), address(v), len(batches), batches.size(1),
             address(batches), address(lrs), done, len(distinct), address(distinct), address(prefix), *options)
         if loss == -1:
-            raise MemoryError("out of memory in the C step")
+            raise MemoryError("in the C step")
         for group, values in zip(tensors, flat):
             for tensor, part in zip(group, values.split([t.numel() for t in group])):
                 tensor.copy_(part.view(tensor.shape))
