@@ -1,6 +1,6 @@
 # make demo: from a clean clone to a trained model, its figure and its scores.
 # make paper: the runs of the paper and its figures 1 to 6, into results/, and its tables 2 to 7; make paper-small: without the MLT.
-# make test: the tests.
+# make test: the tests. make gpu: the tests of a GPU, and each step of three models, compared and timed on it.
 
 PYTHON ?= python3
 VENV = .venv
@@ -16,7 +16,7 @@ $(IN_VENV) tabulate_all_models.py --root_dir=results
 $(IN_VENV) tabulate_all_models.py --root_dir=results --suffix=_wd
 endef
 
-.PHONY: demo paper paper-small test data clean
+.PHONY: demo paper paper-small test gpu data clean
 
 demo: $(VENV)/ready data
 	@# A demo that was interrupted goes on where it stopped.
@@ -35,6 +35,9 @@ paper-small: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(IN_VENV) -m pytest -q -n auto
+
+gpu: $(VENV)/ready data
+	$(IN_VENV) check_gpu.py
 
 data: $(DATASETS:%=data/%/meta.pkl)
 

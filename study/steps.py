@@ -45,15 +45,20 @@ def choose_step(state, windows, cfg, dtype, autocast, earlier=None):
             step = make()
             if not took(earlier or {}, step, state.device):
                 expected = expected or expect(state, windows, cfg, dtype, autocast, indices, lrs)
-                set_random_state(before["random"], state.device)
-                loss = step.run(indices, lrs)
-                compare(result_of(state.model, state.optimizer, loss, cfg), *expected)
-                restore(state, before)
+                try_step(step, state, before, cfg, indices, lrs, expected)
             return step, refused
         except Exception as error:  # whatever it is, the run goes on without this step
             refused[name] = reason_of(error)
             restore(state, before, settings=True)
     return make_eager_step(plain, state.optimizer), refused
+
+
+def try_step(step, state, before, cfg, indices, lrs, expected):
+    """Makes a trial's updates with a Step; raises if it differs from expect(), else puts the state back."""
+    set_random_state(before["random"], state.device)
+    loss = step.run(indices, lrs)
+    compare(result_of(state.model, state.optimizer, loss, cfg), *expected)
+    restore(state, before)
 
 
 def fast_steps(state, windows, cfg, dtype, autocast, plain):

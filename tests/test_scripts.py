@@ -1,4 +1,4 @@
-"""Sampling and scoring a trained model from its checkpoint alone, and measuring what training costs."""
+"""Sampling and scoring a trained model from its checkpoint alone."""
 
 import re
 import signal
@@ -112,16 +112,6 @@ def test_samples_continue_the_prompt(call, runs, in_tmp):
     assert call("sample.py", *arguments, "--start=<7-5=", "--seed=1").stdout != first.stdout
     Path("prompt.txt").write_text("<7-5=")
     assert call("sample.py", *arguments, "--start=FILE:prompt.txt").stdout == first.stdout
-
-
-def test_bench_prints_its_table(call, in_tmp):
-    result = call("bench.py", "--blocks=2", "--block_iters=3", "--evals=1", "--matrix_size=64", "--plain")
-    assert result.returncode == 0, result.stderr
-    for row in ("one update", "tokens a second", "GFLOP/s", "roofline", "one evaluation",
-                "one best checkpoint", "ckpt_last.pt", "whole run", "peak memory", "GB/s in a copy",
-                "plain loop", "times as long"):
-        assert row in result.stdout
-    assert not list(in_tmp.iterdir())
 
 
 def test_without_a_folder_the_published_models_are_used(call, in_tmp):
