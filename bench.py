@@ -20,7 +20,7 @@ import torch
 
 import train_with_eval
 from study.dataset import DATA_DIR
-from study.device import describe, machine, setup_device
+from study.device import describe, machine, seed_everything, setup_device
 from study.files import write_files
 from study.progress import notes
 from study.run_folder import to_bytes
@@ -77,6 +77,7 @@ def flops_per_token(model, block_size):
 
 def matrix_rate(device, dtype, size):
     """FLOP/s of a square matrix product in the dtype that training uses, the best of ten."""
+    seed_everything(0, device)  # before the first product of all: PyTorch reads cuBLAS's settings there
     a, b = torch.randn(2, size, size, device=device).to(getattr(torch, dtype)).unbind()
     products = 1 if device.type == "cpu" else 100  # on a GPU, launching one takes as long as the product
 
