@@ -1,4 +1,4 @@
-"""Select runs by their settings: the seeds of a cell, the widths, the orders of the lines, the held-out pairs."""
+"""Select runs by their settings: seeds of a cell, widths, orders of the lines, held-out pairs."""
 
 import functools
 
