@@ -116,10 +116,12 @@ def label_widths(ax, widths):
 def draw_shares(ax, cells, criterion, what):
     """Over the width, the share of runs that meet a criterion, with its 95% interval."""
     label, color, marker = SCORED[what]
-    rates = [cell[criterion] for cell in cells.values()]
-    share = np.array([rate["right"] / rate["total"] for rate in rates])
-    low, high = np.array([rate["interval"] for rate in rates]).T
-    x = np.array(list(cells)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
+    rates = {n: cell[criterion] for n, cell in cells.items() if cell[criterion]["total"]}
+    if not rates:
+        return
+    share = np.array([rate["right"] / rate["total"] for rate in rates.values()])
+    low, high = np.array([rate["interval"] for rate in rates.values()]).T
+    x = np.array(list(rates)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
     ax.errorbar(x, share, [np.maximum(share - low, 0), np.maximum(high - share, 0)], color=color,
                 ecolor=(color, 0.35), marker=marker, markersize=3, linewidth=0.8, elinewidth=1,
                 label=f"all {label}")

@@ -162,6 +162,16 @@ def cells_of_row(text, first):
 
 
 @pytest.fixture
+def published(in_tmp):
+    """A folder `results` with what the project's own has, but for the runs that are being made in it."""
+    (in_tmp / "results").mkdir()
+    for folder in (ROOT / "results").iterdir():
+        if folder.is_dir() and folder.name != "runs":
+            (in_tmp / "results" / folder.name).symlink_to(folder)
+    return in_tmp / "results"
+
+
+@pytest.fixture
 def close_figures():
     import matplotlib.pyplot as plt  # not for the tests that draw nothing
 

@@ -15,6 +15,8 @@ def varied(runs, config, *axes, **settings):
     settings: over those of the config. "auto" there matches any value.
     If two runs have the same settings, the first one counts.
     """
+    if not config_file({"config": config}).exists():
+        return {}
     wanted = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config} | settings) | settings
     found = {}
     for run in runs.values():
