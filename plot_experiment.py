@@ -240,7 +240,7 @@ def figures_of(runs):
 def main(cfg):
     figures = figures_of(published_runs(Path(cfg.root_dir)))
     if not figures:
-        raise StudyError(f"{cfg.root_dir} has no runs that a figure shows: "
+        raise StudyError(f"{cfg.root_dir} holds no runs that a figure shows: "
                          "python run_experiment.py experiments/seeds.py makes some")
     for name, figure in figures.items():
         many_lines = name.startswith("seeds") or name == "held_out"

@@ -67,7 +67,7 @@ def main(cfg):
     root = Path(cfg.root_dir)
     runs = published_runs(root)
     if not runs:
-        raise StudyError(f"{cfg.root_dir} has no tables of runs: "
+        raise StudyError(f"{cfg.root_dir} holds no runs: "
                          "python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
     text = report(findings(runs, unfinished), Path(os.path.relpath(root, Path(cfg.path).parent)).as_posix())

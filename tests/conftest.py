@@ -45,7 +45,7 @@ def pytest_collection_finish():
 
 def copy_project(folder):
     left_out = shutil.ignore_patterns("__pycache__", "*.bin", "*.pkl", "train.txt")
-    for source in ("data", "config", "experiments", "study"):
+    for source in ("data", "config", "docs", "experiments", "study"):
         shutil.copytree(ROOT / source, folder / source, ignore=left_out)
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)

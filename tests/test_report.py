@@ -129,7 +129,7 @@ def test_the_numbers_of_the_mlt_in_the_readme_are_those_of_its_runs(published):
         assert all_right(alone, "trained", at) and right_and_total(alone, "held_out", at)[0] == 0
     known = numbers(r"capitals alone, at iteration ([\d,]+), it knows (\d+) of the 50")
     assert known == [facts["iter"][-1], facts["facts_correct"][-1] / 10]
-    known = numbers(r"both tasks, at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)%")
+    known = numbers(r"tasks, at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)%")
     right, total = right_and_total(both, "trained")
     assert known == [both["iter"][-1], both["facts_correct"][-1] / 10, round(100 * right / total)]
     assert both["held_out_correct"][-1] == 0

@@ -135,7 +135,7 @@ def seeds_table(found, grid, suffix):
 
 def score_of_one(scores, column):
     """One run's score: held-out samples as their number, others in percent."""
-    if not scores:
+    if not scores or not scores[column]["total"]:
         return "–"
     score = scores[column]
     value = score["right"] if column == "held_out" else 100 * score["right"] / score["total"]
