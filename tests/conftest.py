@@ -45,7 +45,7 @@ def pytest_collection_finish():
 
 def copy_project(folder):
     left_out = shutil.ignore_patterns("__pycache__", "*.bin", "*.pkl", "train.txt")
-    for source in ("data", "config", "experiments", "study"):
+    for source in ("data", "config", "docs", "experiments", "study"):
         shutil.copytree(ROOT / source, folder / source, ignore=left_out)
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
@@ -159,6 +159,16 @@ def rows_of(folder):
 def cells_of_row(text, first):
     """The cells of the first row that begins with `first` in a text's Markdown tables."""
     return next([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {first} |"))
+
+
+@pytest.fixture
+def published(in_tmp):
+    """A folder `results` with what the project's own has, but for the runs that are being made in it."""
+    (in_tmp / "results").mkdir()
+    for folder in (ROOT / "results").iterdir():
+        if folder.is_dir() and folder.name != "runs":
+            (in_tmp / "results" / folder.name).symlink_to(folder)
+    return in_tmp / "results"
 
 
 @pytest.fixture

@@ -57,23 +57,20 @@ def test_the_joint_table_has_the_combined_score(tmp_path):
     assert cells_of_row(text, "n14")[2:7] == ["33.4% / 60.0%", "28.5% / 50.0%", "6.6% / 20.0%", "26.1% / 48.0%", "0/40 / 10/40"]
 
 
-def test_a_table_names_the_pairs_that_its_runs_hold_out_and_the_machines_that_made_them(tmp_path):
-    row = "20000,600,1000,500,1000,0,0,2.8,80,80"
-    made = {"iter_num": 20_000, "seconds": {"training": 9.0}, "device": "cpu", "device_name": "Some CPU", "threads": 1,
-            "dtype": "float32", "torch": "9.9", "num_params": 1456, "held_out": "3,4;1,8"}
-    folders = {f"n{n}": tmp_path / f"math_mini_{n}" for n in (14, 28, 56)}
-    for folder in folders.values():
-        write_results(folder, [row])
-    stepped = made | {"step": "C step (cc, AVX2)", "threads": 2}
-    (folders["n14"] / "run.json").write_text(json.dumps(made | {"earlier_parts": [stepped]}))
-    (folders["n28"] / "run.json").write_text(json.dumps(stepped))
-    text = table("math", {panel: folder.name for panel, folder in folders.items()}, read_runs(tmp_path), "")
+def test_a_table_names_the_pairs_that_its_runs_hold_out_and_a_run_the_machines_that_made_it(tmp_path):
+    part = {"iter_num": 20_000, "device": "cpu", "device_name": "Some CPU", "threads": 1, "dtype": "float32",
+            "torch": "9.9", "num_params": 1456, "held_out": "3,4;1,8", "seconds": {"training": 9.0}}
+    stepped = part | {"step": "C step (cc, AVX2)", "threads": 2}
+    for n, info in ((14, part | {"earlier_parts": [stepped]}), (28, stepped), (56, part | {"held_out": "5,7"})):
+        write_results(tmp_path / f"math_mini_{n}", ["20000,600,1000,500,1000,0,0,2.8,80,80"])
+        (tmp_path / f"math_mini_{n}" / "run.json").write_text(json.dumps(info))
+    runs = read_runs(tmp_path)
+    assert runs["math_mini_28"].info["made_on"] == "Some CPU, 2 threads, float32, torch 9.9, C step (cc, AVX2)"
+    assert runs["math_mini_14"].info["made_on"].endswith("AVX2); Some CPU, 1 thread, float32, torch 9.9")
+    text = table("math", {f"n{n}": f"math_mini_{n}" for n in (14, 28, 56)}, read_runs(tmp_path), "")
     assert cells_of_row(text, "model")[4] == "(3,4;1,8 and 5,7)"
     assert cells_of_row(text, "model")[-1] == "ours: all of (3,4;1,8 and 5,7) right from 20,000 on"
     assert cells_of_row(text, "n28")[4] == "0/40 / 80/80" and cells_of_row(text, "n28")[-1] == "1 of 1 (100%)"
-    assert text.splitlines()[-1] == (
-        "Made on: math_mini_14, math_mini_28: Some CPU, 2 threads, float32, torch 9.9, C step (cc, AVX2); "
-        "math_mini_14: Some CPU, 1 thread, float32, torch 9.9.")
 
 
 @pytest.mark.parametrize("suffix, titles", [("", ["Table 2", "Table 3", "Table 4", "Section 3.2"]), ("_wd", ["Table 5", "Table 6", "Table 7"])])

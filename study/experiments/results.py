@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import re
 import sys
 import zlib
 from pathlib import Path
@@ -197,35 +196,6 @@ def all_right(results, what, at=-1):
     """
     right, total = right_and_total(results, what, at)
     return bool(total and right == total)
-
-
-def by_seed(runs, name):
-    """{seed: Run} of the runs of {name: Run} that differ from `name` in their seed alone, in the order of their seeds."""
-    seeds = {int(match[1]): run for key, run in runs.items() if (match := re.fullmatch(re.escape(name) + r"_seed_(\d+)", key))}
-    return dict(sorted(seeds.items()))
-
-
-def seeds_of(runs, name):
-    """The runs that by_seed() gives, without their seeds."""
-    return list(by_seed(runs, name).values())
-
-
-def widths_of(runs, task):
-    """{n: seeds_of() that width} of a task without weight decay (experiments/map.py and seeds.py)."""
-    widths = sorted({int(match[1]) for name in runs if (match := re.fullmatch(rf"{task}_mini_(\d+)_seed_\d+", name))})
-    return {n: seeds_of(runs, f"{task}_mini_{n}") for n in widths}
-
-
-def orders_of(runs):
-    """{(line_seed, seed): Run} of experiments/orders.py."""
-    return {tuple(map(int, match.groups())): run for name, run in runs.items()
-            if (match := re.fullmatch(r"math_mini_14_line_seed_(\d+)_seed_(\d+)", name))}
-
-
-def pairs_of(runs):
-    """{held-out pair, like "1,6": its runs} of experiments/pairs.py."""
-    pairs = sorted({match[1] for name in runs if (match := re.fullmatch(r"math_mini_14_held_out_(\d-\d)_seed_\d+", name))})
-    return {pair.replace("-", ","): seeds_of(runs, f"math_mini_14_held_out_{pair}") for pair in pairs}
 
 
 def scores_of(results):

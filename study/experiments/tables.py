@@ -1,12 +1,17 @@
-"""The study's tables as Markdown: the paper's number, that of our run with the paper's seed, and many seeds."""
+"""The study's tables as Markdown: the paper's number, that of our run with its seed, and many seeds."""
 
 from study.tasks import GROUPS, HELD_OUT
-from study.experiments.results import LATE, best_evaluation, config_params, how_far, late_evaluations, right_and_total
+from study.experiments.results import (
+    GRIDS, LATE, SIZES, best_evaluation, config_params, how_far, late_evaluations, right_and_total,
+)
+from study.experiments.select import PAPER_SEED
+from study.experiments.text import number, percent, progress, text_of
 
 HEADINGS = GROUPS | {"combined": "combined"}
-# Grid -> its title and columns, and the paper's rows under the study's regularization and the controlled one.
+# Grid -> its titles and columns, and the paper's rows; under the study's regularization and the controlled.
 TABLES = {
-    "math": (("Table 2. Arithmetic", "Table 5. Arithmetic, controlled regularization"), ["add", "sub", "held_out"], {
+    "math": (("Table 2. Arithmetic", "Table 5. Arithmetic, controlled regularization"),
+             ["add", "sub", "held_out"], {
         "n14": ("1.46k", "100.0% 100.0% 40/40", "100.0% 100.0% 40/40"),
         "n28": ("5.26k", "98% 98% 0/40", "98% 98% 0/40"),
         "n56": ("19.94k", "98% 98% 0/40", "98% 98% 0/40"),
@@ -18,7 +23,8 @@ TABLES = {
         "n56": ("21.84k", "100.0%", "100.0%"),
         "MLT": ("10.64M", "100.0%", "100.0%"),
     }),
-    "combined": (("Table 4. Both", "Table 7. Both, controlled regularization"), ["add", "sub", "facts", "combined", "held_out"], {
+    "combined": (("Table 4. Both", "Table 7. Both, controlled regularization"),
+                 ["add", "sub", "facts", "combined", "held_out"], {
         "n14": ("2.14k", "31.2% 39.4% 2.0% 28.6% 0/40", "33.4% 28.5% 6.6% 26.1% 0/40"),
         "n28": ("6.64k", "95.0% 97% 87.6% 94.3% 0/40", "96.3% 88.7% 90.0% 92.0% 0/40"),
         "n56": ("22.68k", "98% 98% 100.0% 98.4% 0/40", "98% 98% 100.0% 98.4% 0/40"),
@@ -35,17 +41,11 @@ def of_the_paper(grid, panel, suffix):
 
 
 def score(results, column, at):
-    """A score of one evaluation as the paper prints it: held-out samples as a fraction, the others in percent."""
+    """A score of one evaluation as the paper prints it: held-out samples as a fraction, others in percent."""
     correct, total = right_and_total(results, column, at)
     if not total:
         return "not asked"
     return f"{correct:.0f}/{total:.0f}" if column == "held_out" else f"{100 * correct / total:.1f}%"
-
-
-def percent(right, total):
-    """A share in percent; a digit more where it would read as none or all: 1 of 200 is 0.5."""
-    value = 100 * right / total
-    return f"{value:.{int(0 < value < 1 or 99 < value < 100)}f}"
 
 
 def share(right, total):
@@ -54,13 +54,13 @@ def share(right, total):
 
 
 def of_one_run(runs, name, columns):
-    """Our cells for a run: scores of its best evaluation, its iteration, and the late share if held-out problems are asked."""
+    """Our cells for a run: the scores of its best evaluation, its iteration, and the late share."""
     held_out = "held_out" in columns
     if name not in runs:
         return ["not run yet"] * (len(columns) + 1 + held_out)
     results = runs[name].results
     at, unfinished = best_evaluation(results), how_far(runs[name])
-    best_at = f"{results['iter'][at]:,.0f}" + f" (so far, {unfinished})" * bool(unfinished)
+    best_at = f"{results['iter'][at]:,.0f}" + (f" (so far, {unfinished})" if unfinished else "")
     late = [share(*late_evaluations(results))] if held_out else []
     return [score(results, column, at) for column in columns] + [best_at, *late]
 
@@ -79,17 +79,6 @@ def markdown(title, rows):
     return "\n".join([f"**{title}**", "", lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def made_on(runs, names):
-    """A line that says on which machine which runs were made; "" if none of them tells."""
-    machines = {}  # -> names of their runs
-    for name in names:
-        for machine in runs[name].info["made_on"].split("; ") if name in runs else []:
-            if machine:
-                machines.setdefault(machine, []).append(name)
-    where = "; ".join(f"{', '.join(names)}: {machine}" for machine, names in machines.items())
-    return f"\n\nMade on: {where}." if where else ""
-
-
 def table(grid, panels, runs, suffix):
     """A table of the paper, of {panel: name of its run} among {name: Run}."""
     titles, columns, _ = TABLES[grid]
@@ -99,14 +88,83 @@ def table(grid, panels, runs, suffix):
         ours = of_one_run(runs, name, columns)
         both = [f"{their} / {our}" for their, our in zip(theirs, ours)]
         counted = runs[name].info["num_params"] if name in runs else config_params(name)
-        rows.append([panel, f"{params} / {int(counted):,}" if counted else f"{params} / not known", *both, *ours[len(columns):]])
-    return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows) + made_on(runs, panels.values())
+        params += f" / {int(counted):,}" if counted else " / not known"
+        rows.append([panel, params, *both, *ours[len(columns):]])
+    return markdown(f"{titles[suffix == '_wd']}: paper / ours", rows)
 
 
 def search_table(runs):
-    """The search for the smallest model (section 3.2), of which the paper tells only the outcome: ours alone."""
+    """Our search for the smallest model (section 3.2); the paper gives only its outcome."""
     columns = TABLES["math"][1]
     names = {n: f"math_mini_{n}" for n in range(1, 15)}
     rows = [["n", *headings(columns, runs, names.values(), "")]]
     rows += [[str(n), *of_one_run(runs, name, columns)] for n, name in names.items()]
-    return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows) + made_on(runs, names.values())
+    return markdown("Section 3.2. Arithmetic with one layer of width n: ours", rows)
+
+
+def tables_of(found):
+    """The tables of findings() whose rows are not written out in docs/results_template.md."""
+    grids = [(grid, suffix) for suffix in ("", "_wd") for grid in GRIDS]
+    return {f"table_{i}": seeds_table(found, grid, suffix) for i, (grid, suffix) in enumerate(grids, 2)} | {
+        "by_width": table_by_width(found["by_width"]), "pairs": table_of_pairs(found["pairs"])}
+
+
+def seeds_table(found, grid, suffix):
+    """A table of the paper with, in each cell, the paper's number, our run with its seed, and many seeds."""
+    titles, columns, _ = TABLES[grid]
+    heading = ["model", "seeds", *(f"{HEADINGS[column]}, %" if column in HEADINGS else f"({HELD_OUT}), of 40"
+                                   for column in columns)]
+    if "held_out" in columns:
+        heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes",
+                    "late evaluations with all 40, mean"]
+    rows = [heading]
+    for panel in SIZES:
+        cell, one = (part[GRIDS[grid]][panel + suffix] for part in (found, found["paper_seed"]))
+        _, *theirs = of_the_paper(grid, panel, suffix)
+        row = [panel, str(cell["runs"])]
+        for column, their in zip(columns, theirs):
+            their = their if their == "–" else number(float(their.rstrip("%").split("/")[0]))
+            row.append(f"{their} / {score_of_one(one, column)} / {text_of(cell['best'][column]) or '–'}")
+        if "held_out" in columns:
+            row += [text_of(cell[name]) or "–" for name in ("at_best", "generalizes", "late")]
+        rows.append(row)
+    title = titles[1] + " (weight decay 0.1)" if suffix else titles[0]
+    return markdown(f"{title}. At the best evaluation: paper / our run with seed {PAPER_SEED} / "
+                    "median of the seeds (quartiles, where they differ)", rows)
+
+
+def score_of_one(scores, column):
+    """One run's score: held-out samples as their number, others in percent."""
+    if not scores or not scores[column]["total"]:
+        return "–"
+    score = scores[column]
+    value = score["right"] if column == "held_out" else 100 * score["right"] / score["total"]
+    return number(value) + progress(score)
+
+
+def table_by_width(by_width):
+    """The map of capacity as a table; None without runs."""
+    columns = [("math", "trained"), ("math", "generalizes"), ("math", "at_best"), ("facts", "all_capitals"),
+               ("both", "trained"), ("both", "generalizes"), ("both", "all_capitals")]
+    rows = [["n", "arithmetic: trained, mean %", "held out, mean %",
+             "all trained problems", "all held-out ones", "(at the best evaluation)", "capitals: all",
+             "both: all trained problems", "both: all held-out ones", "both: all capitals"]]
+    for n in sorted(set().union(*by_width.values())):
+        last = by_width["math"][n]["last"] if n in by_width["math"] else {"trained": None, "held_out": None}
+        rates = [by_width[task][n][name] if n in by_width[task] else None for task, name in columns]
+        rows.append([str(n), *(text_of(last[what]) or "–" for what in ("trained", "held_out")),
+                     *(f"{rate['right']} of {rate['total']}" if rate else "–" for rate in rates)])
+    title = "At the last evaluation: mean accuracy on arithmetic, and runs that have everything right"
+    return markdown(title, rows) if len(rows) > 1 else None
+
+
+def table_of_pairs(pairs):
+    """n14 with other pairs held out, and the paper's beside them; None without runs of other pairs."""
+    rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 40 at the best evaluation",
+             "all trained problems at the last"]]
+    for pair, cell in [*pairs["cells"].items(), (f"{HELD_OUT} (the paper's)", pairs["paper"])]:
+        p = pairs["against_paper"][pair]["p"] if pair in pairs["against_paper"] else None
+        rates = [text_of(cell[name]) or "–" for name in ("generalizes", "at_best", "trained")]
+        rows.append([pair, rates[0], text_of(p, ".2g") or "–", *rates[1:]])
+    title = "Held-out pairs (p of Fisher's exact test, each for itself)"
+    return markdown(title, rows) if pairs["cells"] else None

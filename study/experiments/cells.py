@@ -1,0 +1,148 @@
+"""Compute what one set of runs has: the findings of a cell, as plain data.
+
+A finding is a dict. It says "what" it is of, and has one of
+    right, total, interval         a share of runs and its 95% interval (Wilson)
+    a, b, difference, interval, p  share a minus share b, its 95% interval (Newcombe), Fisher's exact test
+    values, unit, quartiles        first quartile, median and third quartile of the runs' values
+    values, mean                   their mean
+    values                         the lowest and the highest
+    share, p                       a part of a whole, and the p of a permutation test or None
+    right, total, iter, max_iters  a score of one run, which has come to iteration iter
+    counts                         {value: how many have it}
+A share leaves out the runs that the question is not defined for. Without runs, all but counts are None.
+"""
+
+import numpy as np
+
+from study.experiments.results import best_evaluation, late_evaluations, right_and_total
+from study.experiments.statistics import difference, fisher_exact, quartiles, wilson
+
+SCORED = ("add", "sub", "facts", "combined", "held_out", "trained")  # what right_and_total() counts
+
+
+# What a run can have. The functions return None for a run without such samples or evaluations.
+
+
+def all_of(run, what, at=-1):
+    """Whether all samples of `what` are right at an evaluation."""
+    right, total = right_and_total(run.results, what, at)
+    return bool(right == total) if total else None
+
+
+def at_some(run, *what):
+    """Whether all samples of each `what` are right at one and the same evaluation."""
+    scores = [right_and_total(run.results, each, slice(None)) for each in what]
+    if not all(total[-1] for _, total in scores):
+        return None
+    return bool(np.all([right == total for right, total in scores], axis=0).any())
+
+
+def always_late(run):
+    """Whether all held-out samples are right at every late evaluation."""
+    right, total = late_evaluations(run.results)
+    return right == total if total and run.results["held_out_total"].any() else None
+
+
+def all_200(run):
+    """Whether all sums and differences, trained and held out, are right at the last evaluation."""
+    trained, held_out = all_of(run, "trained"), all_of(run, "held_out")
+    return None if None in (trained, held_out) else trained and held_out
+
+
+def at_best(run, what):
+    """Whether all samples of `what` are right at the evaluation that the paper counts."""
+    return all_of(run, what, best_evaluation(run.results))
+
+
+def at_best_of_trained(run, latest):
+    """Whether all held-out samples are right at the evaluation with the most trained ones right."""
+    return all_of(run, "held_out", best_evaluation(run.results, "trained", latest))
+
+
+CRITERIA = {  # name -> what a run must have, whether it has it
+    "generalizes": ("all held-out samples right at the last evaluation",
+                    lambda run: all_of(run, "held_out")),
+    "at_best": ("all held-out samples right at the best evaluation",
+                lambda run: at_best(run, "held_out")),
+    "at_best_of_trained": ("all held-out samples right at the earliest evaluation with most trained ones",
+                           lambda run: at_best_of_trained(run, latest=False)),
+    "at_latest_best_of_trained": ("all held-out samples right at the latest such evaluation",
+                                  lambda run: at_best_of_trained(run, latest=True)),
+    "at_some": ("all held-out samples right at some evaluation", lambda run: at_some(run, "held_out")),
+    "always_late": ("all held-out samples right at every late evaluation", always_late),
+    "trained": ("all trained samples right at the last evaluation", lambda run: all_of(run, "trained")),
+    "everything": ("all sums and differences right at the last evaluation", all_200),
+    "everything_at_some": ("all sums and differences right at some evaluation",
+                           lambda run: at_some(run, "trained", "held_out")),
+    "all_capitals": ("all capitals right at the last evaluation", lambda run: all_of(run, "facts")),
+    "all_capitals_at_best": ("all capitals right at the best evaluation",
+                             lambda run: at_best(run, "facts")),
+}
+
+
+# Findings.
+
+
+def rate(what, values):
+    """The share of True among values, of which None does not count."""
+    known = [value for value in values if value is not None]
+    right, total = sum(known), len(known)
+    return {"what": what, "right": right, "total": total, "interval": wilson(right, total) if total else None}
+
+
+def rate_of(what, runs, criterion):
+    """The rate of runs that meet one of CRITERIA."""
+    meaning, has = CRITERIA[criterion]
+    return rate(f"{what}: {meaning}", [has(run) for run in runs])
+
+
+def compared(a, b):
+    """The difference of two rates."""
+    finding = {"what": f"{a['what']}; against {b['what']}", "a": a, "b": b,
+               "difference": None, "interval": None, "p": None}
+    if a["total"] and b["total"]:
+        counts = a["right"], a["total"], b["right"], b["total"]
+        finding["difference"] = a["right"] / a["total"] - b["right"] / b["total"]
+        finding |= {"interval": difference(*counts), "p": fisher_exact(*counts)}
+    return finding
+
+
+def spread(what, values, unit):
+    """unit: %, samples, or nats per character."""
+    return {"what": what, "values": values, "unit": unit, "quartiles": quartiles(values) if values else None}
+
+
+def mean(what, values):
+    return {"what": what, "values": values, "mean": float(np.mean(values)) if values else None}
+
+
+def span(what, values):
+    return {"what": what, "values": [int(min(values)), int(max(values))] if len(values) else None}
+
+
+def scores_at_best(runs, what):
+    """What each run has right at its best evaluation: samples if they are held out, else percent."""
+    scores = [right_and_total(run.results, what, best_evaluation(run.results)) for run in runs]
+    return [float(right if what == "held_out" else 100 * right / total) for right, total in scores if total]
+
+
+def percents_at_last(runs, what):
+    scores = [right_and_total(run.results, what) for run in runs]
+    return [float(100 * right / total) for right, total in scores if total]
+
+
+def of_cell(what, runs):
+    """Everything that is computed of one set of runs."""
+    late = [right / total for right, total in (late_evaluations(run.results) for run in runs) if total]
+    losses = [float(run.results["val_loss"].min()) for run in runs]
+    return {
+        "runs": len(runs),
+        **{criterion: rate_of(what, runs, criterion) for criterion in CRITERIA},
+        "best": {column: spread(f"{what}: {column} at the best evaluation", scores_at_best(runs, column),
+                                "samples" if column == "held_out" else "%") for column in SCORED},
+        "last": {column: mean(f"{what}: percent of {column} at the last evaluation",
+                              percents_at_last(runs, column)) for column in SCORED},
+        "late": {"what": f"{what}: mean share of late evaluations with all held-out samples right",
+                 "share": float(np.mean(late)) if late else None, "p": None},
+        "lowest_loss": spread(f"{what}: lowest validation loss", losses, "nats per character"),
+    }

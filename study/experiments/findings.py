@@ -1,0 +1,248 @@
+"""Compute what the runs show: every number that figures, tables, README and RESULTS.md quote.
+
+findings() returns nested dicts of plain data. Nothing in them is formatted. cells.py says what a finding is.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from study.tasks import HELD_OUT
+from study.experiments.cells import (
+    CRITERIA, SCORED, all_of, at_some, compared, of_cell, rate, rate_of, span, spread,
+)
+from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
+from study.experiments.select import PAPER_SEED, seeds, seeds_by, varied
+from study.experiments.statistics import permutation_p, two_way_shares
+
+TASKS = tuple(GRIDS.values())
+SMALL = ("n14", "n28", "n56")
+CONFIGS = {task: {panel + suffix: f"{task}_mini_{size}{suffix}" for panel, size in SIZES.items()
+                  for suffix in ("", "_wd")} for task in TASKS}
+BEYOND = 3000  # samples of sums, and of differences, with an operand from 10 to 19
+PAPER_BEYOND_SUB = 4.75  # percent of those differences that the paper's n14 has right (section 5.1)
+
+
+def findings(runs, unfinished=None):
+    """All findings of {name: Run} from the tables.
+
+    unfinished: {name: Run} of which those with the paper's names stand in for its runs.
+    """
+    unfinished = unfinished or {}
+    cells = {task: cells_of(task, runs) for task in TASKS}
+    widths = {task: seeds_by("n_embd", runs, f"{task}_mini_14") for task in TASKS}
+    by_width = {task: {n: of_cell(f"{task} n{n}", cell) for n, cell in of_task.items()}
+                for task, of_task in widths.items()}
+    paper_seed = {config: run for configs in CONFIGS.values() for config in configs.values()
+                  if (run := varied(runs, config).get((), unfinished.get(config)))}
+    mlts = {config: run for config, run in paper_seed.items() if "_mlt" in config}
+    complete = sum(run.results["iter"][-1].item() >= int(run.info["max_iters"]) for run in mlts.values())
+    found = {task: {name: of_cell(f"{task} {name}", cell) for name, cell in of_task.items()}
+             for task, of_task in cells.items()}
+    math, both = found["math"], found["both"]
+    return found | {
+        "all": of_all(runs, runs | mlts),
+        "mlt": {"complete": complete, "begun": len(mlts) - complete},
+        "paper_seed": {task: {panel: of_one_run(config, paper_seed.get(config))
+                              for panel, config in configs.items()} for task, configs in CONFIGS.items()},
+        "n28_against_n14": compared(math["n28"]["generalizes"], math["n14"]["generalizes"]),
+        "between": {f"n{n}": cell["generalizes"] for n, cell in by_width["math"].items() if 14 < n < 28},
+        "weight_decay": {name: compared(math["n14_wd"][name], math["n14"][name])
+                         for name in ("generalizes", "at_best")},
+        "both_against_math": compared(both["larger_any"]["generalizes"], math["larger_any"]["generalizes"]),
+        "most_capitals_n14": max((float(run.results["facts_correct"].max() / run.results["facts_total"].max())
+                                  for run in cells["facts"]["n14_any"]), default=None),
+        "most_held_out_both": max((int(run.results["held_out_correct"][-1])
+                                   for run in cells["both"]["small_any"]), default=None),
+        "smallest": smallest(by_width["math"], varied(runs, "math_mini_14", "n_embd")),
+        "beyond": beyond(cells["math"]["n14_any"]),
+        "by_width": by_width,
+        "lacking": lacking(widths["math"]),
+        "orders": orders(runs, math["n14"]["generalizes"]),
+        "pairs": pairs(runs, math["n14"]),
+        "steps": steps(runs),
+    }
+
+
+def cells_of(task, runs):
+    """{n14, n14_wd and so on: the seeds of the paper's cell}, and unions of them.
+
+    n14_any is n14 with weight decay and without, larger is n28 and n56, small is n14, n28 and n56.
+    """
+    cells = {panel: seeds(runs, config) for panel, config in CONFIGS[task].items()}
+    cells |= {f"{panel}_any": cells[panel] + cells[f"{panel}_wd"] for panel in SMALL}
+    cells["larger_wd"] = cells["n28_wd"] + cells["n56_wd"]
+    cells["larger_any"] = cells["n28_any"] + cells["n56_any"]
+    cells["small_any"] = cells["n14_any"] + cells["larger_any"]
+    return cells
+
+
+def of_all(runs, every):
+    """How many runs there are, how long they are, and what made `every` one, the unfinished MLTs too."""
+    iterations = [run.results["iter"] for run in runs.values()]
+    machines = Counter(part for run in every.values() for part in run.info["made_on"].split("; ") if part)
+    other_seeds = sum(run.info["seed"] != str(PAPER_SEED) for run in runs.values())
+    return {
+        "other_seeds": other_seeds, "paper_seed": len(runs) - other_seeds,
+        "machines": {"what": "machines, and how many runs each made", "counts": dict(machines.most_common())},
+        "last_iter": span("last iteration", [its[-1] for its in iterations]),
+        "evaluations": span("evaluations of a run", [len(its) for its in iterations]),
+        "late_evaluations": span("late evaluations of a run", [(its >= LATE).sum() for its in iterations]),
+        "late_from": LATE,
+    }
+
+
+def of_one_run(config, run):
+    """{column: score} of a run at its best evaluation so far; None without the run."""
+    if not run:
+        return None
+    scores = {column: right_and_total(run.results, column, best_evaluation(run.results)) for column in SCORED}
+    return {column: {"what": f"{config}, seed {PAPER_SEED}: {column} at the best evaluation",
+                     "right": int(right), "total": int(total),
+                     "iter": int(run.results["iter"][-1]), "max_iters": int(run.info["max_iters"])}
+            for column, (right, total) in scores.items()}
+
+
+def smallest(by_width, paper_seed):
+    """Which widths up to 14 have all sums and differences right.
+
+    by_width: {n: the cell of arithmetic}. paper_seed: {(n,): Run}.
+    """
+    widths = [n for n in by_width if n <= 14]
+    can = [n for n in widths if by_width[n]["everything_at_some"]["right"]]
+    shown = [n for n in widths if not can or n >= can[0]]
+    paper = [n for (n,), run in paper_seed.items() if n <= 14 and at_some(run, "trained", "held_out")]
+    return {
+        "widths": [f"n{n}" for n in can] if widths else None,
+        "paper_seed": [f"n{n}" for n in paper] if paper_seed else None,
+        "at_some": {f"n{n}": by_width[n]["everything_at_some"] for n in shown},
+        "at_last": {f"n{n}": by_width[n]["everything"] for n in shown},
+        "runs_below": sum(by_width[n]["runs"] for n in widths if n not in shown),
+    }
+
+
+def beyond(runs):
+    """How the runs of n14 that generalize answer operands from 10 to 19 at the end of training."""
+    infos = [run.info for run in runs if run.info.get("beyond_add")]
+    add, sub = ([100 * int(info[f"beyond_{group}"]) / BEYOND for info in infos] for group in ("add", "sub"))
+    return {
+        "runs": len(infos),
+        "add": spread("additions beyond single digits", add, "%"), "most_add": max(add, default=None),
+        "sub": spread("subtractions beyond single digits", sub, "%"), "most_sub": max(sub, default=None),
+        "more_sub_than_paper": sum(share > PAPER_BEYOND_SUB for share in sub),
+    }
+
+
+def lacking(widths):
+    """How many trained samples the runs of n14 and wider lack that do not have all of them at the end."""
+    runs = [run for n, cell in widths.items() if n >= 14 for run in cell]
+    scores = [right_and_total(run.results, "trained") for run in runs]
+    lack = [int(total - right) for right, total in scores if right < total]
+    return {"runs": len(lack), "of": span("trained samples", [total for _, total in scores]),
+            "median": float(np.median(lack)) if lack else None, "most": max(lack, default=None)}
+
+
+def orders(runs, paper):
+    """n14 in other orders of the lines; paper: the rate in the paper's order."""
+    table = {key: run for key, run in varied(runs, "math_mini_14", "line_seed", "seed").items()
+             if key[0] != -1 and key[1] != PAPER_SEED}
+    lines, of_seeds = (sorted({key[i] for key in table}) for i in (0, 1))
+    whole = [[table[line, seed] for seed in of_seeds] for line in lines  # the orders that have every seed
+             if all((line, seed) in table for seed in of_seeds)]
+    generalizes = rate_of("n14 in other orders", table.values(), "generalizes")
+    per_order = Counter(sum(all_of(run, "held_out") for run in row) for row in whole)
+    return {
+        "orders": len(lines), "seeds": len(of_seeds),
+        "first_seed": min(of_seeds, default=None), "last_seed": max(of_seeds, default=None),
+        "generalizes": generalizes, "paper_against_others": compared(paper, generalizes),
+        "per_order": {"what": "runs of an order that generalize, and how many orders have so many",
+                      "counts": dict(sorted(per_order.items()))},
+        "variance": variance(whole) if len(whole) > 1 else None,
+        "held_out_right": {key: int(run.results["held_out_correct"][-1]) for key, run in table.items()},
+    }
+
+
+def variance(table):
+    """How much of the variance the order and the seed explain, of runs [order][seed]."""
+    def parts(name, shares, ps):
+        return {part: {"what": f"variance of {name}: {part}", "share": float(share), "p": p}
+                for part, share, p in zip(("order", "seed", "rest"), shares, ps)}
+
+    values = {"generalizes": [[all_of(run, "held_out") for run in row] for row in table],
+              "held_out": [[run.results["held_out_correct"][-1] for run in row] for row in table]}
+    cells = len(table) * len(table[0])
+    order, seed = ((groups - 1) / (cells - 1) for groups in (len(table), len(table[0])))  # degrees of freedom
+    found = {name: parts(name, two_way_shares(each), (*permutation_p(each), None))
+             for name, each in values.items()}
+    return found | {"by_chance": parts("chance alone", (order, seed, 1 - order - seed), (None, None, None))}
+
+
+def pairs(runs, paper):
+    """n14 with other pairs of digits held out; paper: its cell with the paper's pair."""
+    by_pair = seeds_by("held_out", runs, "math_mini_14")
+    by_pair.pop(HELD_OUT, None)
+    cells = {pair: of_cell(f"n14 without {pair}", of_pair) for pair, of_pair in by_pair.items()}
+    against = {pair: compared(cell["generalizes"], paper["generalizes"]) for pair, cell in cells.items()}
+    tests = [test for test in against.values() if test["p"] is not None]
+    differing = [test["difference"] for test in tests if test["p"] < 0.05]
+    return {
+        "cells": cells, "paper": paper, "against_paper": against, "tests": len(tests),
+        "rarer": sum(change < 0 for change in differing),
+        "more_frequent": sum(change > 0 for change in differing),
+        "after_correction": sum(test["p"] < 0.05 / len(tests) for test in tests),
+        "apart": {criterion: apart(by_pair, criterion) for criterion in ("generalizes", "at_best")},
+    }
+
+
+def apart(by_pair, criterion):
+    """How far apart the shares of {pair: runs} are, and whether chance does as much; None without pairs."""
+    if not by_pair:
+        return None
+    meaning, has = CRITERIA[criterion]
+    values = [[has(run) for run in of_pair] for of_pair in by_pair.values()]
+    fewest = min(map(len, values))  # the permutation test takes as many of each
+    shares = [float(100 * np.mean(of_pair)) for of_pair in values]
+    return {
+        "all": rate(f"n14 without other pairs: {meaning}", sum(values, [])),
+        "lowest": min(shares), "highest": max(shares),
+        "pairs": len(shares), "with_a_run": sum(map(bool, shares)),
+        "p": permutation_p([of_pair[:fewest] for of_pair in values])[0],
+    }
+
+
+def steps(runs):
+    """n14 by what computed the updates, with the seeds that all three have."""
+    made = {
+        "c_step": made_by(runs, "C step", "float32"),
+        "pytorch": made_by(runs, "PyTorch", "float32", fast=False, dtype="float32"),
+        "bfloat16": made_by(runs, "PyTorch", "bfloat16", fast=False, dtype="bfloat16"),
+    }
+    shared = sorted(set.intersection(*map(set, made.values())))
+    cells = {name: of_cell(f"n14 by {name}", [of_step[seed] for seed in shared])
+             for name, of_step in made.items()}
+    against = {name: {criterion: compared(cells[name][criterion], cells["pytorch"][criterion])
+                      for criterion in ("generalizes", "at_best")} for name in ("c_step", "bfloat16")}
+    found = cells | {"seeds": len(shared), "against_pytorch": against, "agree": None, "agree_by_chance": None}
+    if shared:
+        a, b = ([all_of(made[name][seed], "held_out") for seed in shared] for name in ("c_step", "pytorch"))
+        share_a, share_b = np.mean(a), np.mean(b)
+        found["agree"] = sum(x == y for x, y in zip(a, b))
+        found["agree_by_chance"] = float(len(shared) * (share_a * share_b + (1 - share_a) * (1 - share_b)))
+    return found
+
+
+def made_by(runs, step, precision, **settings):
+    """{seed: Run} of n14 on arithmetic whose updates a step computed in a precision."""
+    made = {seed: run for (seed,), run in varied(runs, "math_mini_14", "seed", **settings).items()
+            if (run.info["step"].split(" (")[0], run.info["dtype"]) == (step, precision)}
+    made.pop(PAPER_SEED, None)
+    return made
+
+
+def drawn(found):
+    """The figures of plot_experiment.py that there are runs for."""
+    by_width = found["by_width"]
+    has_runs = {f"seeds_{task}": found[task]["small_any"]["runs"] for task in TASKS} | {
+        "accuracy": len(by_width["math"]) > 1, "map": any(by_width.values()), "held_out": by_width["math"],
+        "orders": found["orders"]["orders"], "pairs": found["pairs"]["cells"]}
+    return [name for name, runs in has_runs.items() if runs]

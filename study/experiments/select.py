@@ -1,0 +1,62 @@
+"""Select runs by their settings: seeds of a cell, widths, orders of the lines, held-out pairs."""
+
+import functools
+
+from study.tasks import HELD_OUT
+from study.experiments.runs import config_file, config_of
+
+PAPER_SEED = 1337  # of the paper's runs and of the configs; "the seeds" are all others
+
+
+def varied(runs, config, *axes, **settings):
+    """{values of the axes: Run} of the runs that differ from a config's run in `axes` alone, sorted.
+
+    runs: {name: Run} of the tables.
+    settings: over those of the config. "auto" there matches any value.
+    If two runs have the same settings, the first one counts.
+    """
+    if not config_file({"config": config}).exists():
+        return {}
+    wanted = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config} | settings) | settings
+    found = {}
+    for run in runs.values():
+        row = settings_of_row(run.info["config"], tuple(run.info.items()))
+        if all(key in axes or value in ("auto", row.get(key)) for key, value in wanted.items()):
+            found.setdefault(tuple(row[axis] for axis in axes), run)
+    return dict(sorted(found.items()))
+
+
+@functools.cache  # each selection goes through all rows
+def settings_of_row(config, columns):
+    """{setting: value} of a row of runs.csv, given as pairs; where it has no column, the config's value."""
+    if not config_file({"config": config}).exists():
+        return {}  # matches nothing
+    settings = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config})
+    made_by = dict(columns).get("step", "")
+    columns = {key: text for key, text in columns if key in settings and text not in ("", "none")}
+    columns.setdefault("fast", str(not made_by.startswith("PyTorch")))  # tables without that column
+    row = settings | {key: as_type_of(settings[key], text) for key, text in columns.items()}
+    for axis in ("_line_seed_", "_held_out_"):  # a reordered text's folder is named after its settings
+        row["dataset"] = row["dataset"].split(axis)[0]
+    return row
+
+
+def as_type_of(default, text):
+    """A column's text as the type of the setting's default; "auto" stands for any type."""
+    if text in ("True", "False"):
+        return text == "True"
+    return type(default)(text)
+
+
+def seeds(runs, config, **settings):
+    """The runs that differ from a config's in their seed alone, without the paper's seed."""
+    return [run for (seed,), run in varied(runs, config, "seed", **settings).items() if seed != PAPER_SEED]
+
+
+def seeds_by(axis, runs, config, **settings):
+    """{value of a second axis: its seeds()}."""
+    cells = {}
+    for (value, seed), run in varied(runs, config, axis, "seed", **settings).items():
+        if seed != PAPER_SEED:
+            cells.setdefault(value, []).append(run)
+    return cells

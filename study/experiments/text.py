@@ -1,0 +1,108 @@
+"""Write findings as text: 17 of 20 (85%, 64 to 95)."""
+
+import re
+import textwrap
+
+
+def text_of(finding, spec=","):
+    """A finding of study/experiments/cells.py as text, or None if there are no runs for it.
+
+    spec: format of a plain number.
+    """
+    if finding is None or isinstance(finding, str):
+        return finding
+    if isinstance(finding, (int, float)):
+        return f"{finding:{spec}}"
+    if isinstance(finding, list):
+        return ", ".join(finding) or "none"
+    if "what" not in finding:  # several findings by name
+        return "; ".join(f"{name} {text_of(each) or 'no runs yet'}" for name, each in finding.items()) or None
+    if "counts" in finding:
+        return "; ".join(f"{value} ({count:,})" for value, count in finding["counts"].items()) or None
+    if "difference" in finding:
+        return text_of_difference(finding)
+    if "iter" in finding:
+        return f"{finding['right']} of {finding['total']}{progress(finding)}"
+    if "right" in finding:
+        return text_of_rate(finding)
+    if "share" in finding:
+        return text_of_share(finding)
+    if "mean" in finding:
+        return text_of_mean(finding["mean"])
+    if "quartiles" in finding:
+        return text_of_spread(finding)
+    return finding["values"] and " to ".join(f"{value:,}" for value in sorted(set(finding["values"])))
+
+
+def text_of_rate(finding):
+    if not finding["total"]:
+        return None
+    low, high = (100 * bound for bound in finding["interval"])
+    right, total = finding["right"], finding["total"]
+    return f"{right} of {total} ({percent(right, total)}%, {low:.0f} to {high:.0f})"
+
+
+def text_of_difference(finding):
+    """-10 points (-33 to +14; Fisher's exact test p = 0.59)."""
+    if finding["difference"] is None:
+        return None
+    points, low, high = (100 * share for share in (finding["difference"], *finding["interval"]))
+    points = f"{points:+.1f}" if 0 < abs(points) < 1 else f"{points:+.0f}"
+    return f"{points} points ({low:+.0f} to {high:+.0f}; Fisher's exact test p = {finding['p']:.2g})"
+
+
+def text_of_share(finding):
+    if finding["share"] is None:
+        return None
+    return f"{100 * finding['share']:.0f}%" + ("" if finding["p"] is None else f" (p = {finding['p']:.2g})")
+
+
+def text_of_mean(mean):
+    """A mean percentage, with digits enough not to read as 0 or 100 if it is not: 99.97."""
+    if mean is None:
+        return None
+    texts = (number(mean, digits) for digits in range(1, 9))
+    return next(text for text in texts if text not in ("0", "100") or mean in (0, 100))
+
+
+def text_of_spread(finding):
+    """Median (first to third quartile); one number if they are the same."""
+    if finding["quartiles"] is None:
+        return None
+    digits = 3 if finding["unit"].startswith("nats") else 1
+    low, median, high = (number(value, digits) for value in finding["quartiles"])
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def progress(finding):
+    """Where a run is that has not come to its end: " (at 6,000 of 30,000)"."""
+    if finding["iter"] >= finding["max_iters"]:
+        return ""
+    return f" (at {finding['iter']:,} of {finding['max_iters']:,})"
+
+
+def number(value, digits=1):
+    """Without zeros that tell nothing: 99.0 is 99, 98.43 is 98.4."""
+    return f"{value:.{digits}f}".removesuffix("." + digits * "0")
+
+
+def percent(right, total):
+    """A share in percent, with a digit more where it would read as none or all: 1 of 200 is 0.5."""
+    value = 100 * right / total
+    return f"{value:.{int(0 < value < 1 or 99 < value < 100)}f}"
+
+
+def wrapped(text, width=110):
+    """Markdown with its paragraphs and list items wrapped; code, headings, tables and links stay."""
+    parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)
+    for i in range(0, len(parts), 2):  # between the code
+        parts[i] = "\n\n".join(wrap(block, width) for block in parts[i].split("\n\n"))
+    return "".join(parts)
+
+
+def wrap(block, width):
+    if not block or block.startswith(("|", "#", "!", "\n")) or block.endswith("\n"):
+        return block
+    items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", block)]
+    return "\n".join(textwrap.fill(item, width, break_long_words=False, break_on_hyphens=False,
+                                   subsequent_indent="  " if item.startswith("- ") else "") for item in items)
