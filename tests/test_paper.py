@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, SHORT, cells_of_row, rounds_as_published, rows_of
 
 from study.fast import c_step
-from study.experiments.results import best_evaluation, how_far, read_runs
+from study.experiments.results import best_evaluation, unfinished_note, read_runs
 from study.experiments.tables import table
 
 RESULTS = ROOT / "results"
@@ -84,7 +84,7 @@ def test_the_tables_of_the_published_runs_are_printed(call, suffix, titles):
     assert row[2:5] == [f"100.0% / {int(info['best_add']) / 10}%", f"100.0% / {int(info['best_sub']) / 10}%", f"40/40 / {info['best_held_out']}/40"]
     missing = {f"{task}_mini_mlt{suffix}" for task in ("math", "facts", "both")} - runs.keys()
     assert set(re.findall(r"^not run yet: (\w+)", result.stderr, re.MULTILINE)) == missing
-    assert all(how_far(runs[name]) in result.stdout for name in runs if name.endswith(f"_mini_mlt{suffix}"))
+    assert all(unfinished_note(runs[name]) in result.stdout for name in runs if name.endswith(f"_mini_mlt{suffix}"))
 
 
 @rounds_as_published

@@ -164,9 +164,6 @@ def unfinished_note(run):
     return f"at {last:,} of {most:,}" if last < most else ""
 
 
-how_far = unfinished_note  # the old name, until report.py, tables.py and tests/test_paper.py use the new one
-
-
 def best_evaluation(results, what="combined", latest=False):
     """Index of the evaluation with the most right answers, the earliest (or latest) of equals; what: those of right_and_total()."""
     right, _ = right_and_total(results, what, slice(None))

@@ -2,8 +2,8 @@
 
 import functools
 
-from study.tasks import HELD_OUT
 from study.experiments.runs import config_file, config_of
+from study.tasks import HELD_OUT
 
 PAPER_SEED = 1337  # of the paper's runs and of the configs; "the seeds" are all others
 
@@ -32,10 +32,10 @@ def settings_of_row(config, columns):
     if not config_file({"config": config}).exists():
         return {}  # matches nothing
     settings = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config})
-    made_by = dict(columns).get("step", "")
     columns = {key: text for key, text in columns if key in settings and text not in ("", "none")}
-    columns.setdefault("fast", str(not made_by.startswith("PyTorch")))  # tables without that column
     row = settings | {key: as_type_of(settings[key], text) for key, text in columns.items()}
+    if row["data_seed"] == row["seed"]:
+        row["data_seed"] = -1
     for axis in ("_line_seed_", "_held_out_"):  # a reordered text's folder is named after its settings
         row["dataset"] = row["dataset"].split(axis)[0]
     return row

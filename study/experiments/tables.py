@@ -2,7 +2,7 @@
 
 from study.tasks import GROUPS, HELD_OUT
 from study.experiments.results import (
-    GRIDS, LATE, SIZES, best_evaluation, config_params, how_far, late_evaluations, right_and_total,
+    GRIDS, LATE, SIZES, best_evaluation, config_params, unfinished_note, late_evaluations, right_and_total,
 )
 from study.experiments.select import PAPER_SEED
 from study.experiments.text import number, percent, progress, text_of
@@ -59,7 +59,7 @@ def of_one_run(runs, name, columns):
     if name not in runs:
         return ["not run yet"] * (len(columns) + 1 + held_out)
     results = runs[name].results
-    at, unfinished = best_evaluation(results), how_far(runs[name])
+    at, unfinished = best_evaluation(results), unfinished_note(runs[name])
     best_at = f"{results['iter'][at]:,.0f}" + (f" (so far, {unfinished})" if unfinished else "")
     late = [share(*late_evaluations(results))] if held_out else []
     return [score(results, column, at) for column in columns] + [best_at, *late]
