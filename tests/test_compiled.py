@@ -47,18 +47,16 @@ def test_compiled_updates_equal_eager_ones_and_are_compiled_before_training(sett
     assert "index_put" not in code  # on CUDA it would be a serial sum
 
 
-def test_without_a_compiler_that_works_a_run_trains_by_the_plain_step_and_says_why(script, in_tmp):
+def test_without_a_compiler_that_works_the_plain_step_trains_and_says_why(script, in_tmp, monkeypatch):
     arguments = ("train_with_eval.py", *SHORT, "--fast=False")
     plain = script(*arguments, "--out_dir=plain")
     assert plain.returncode == 0 and plain.stderr == ""
-    environment = {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(in_tmp / "cache")}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        result = script(*arguments, "--compile=True", "--out_dir=run")
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(in_tmp / "cache"))
+    result = script(*arguments, "--compile=True", "--out_dir=run")
     assert result.returncode == 0, result.stderr
-    [note] = result.stderr.splitlines()
-    assert note.startswith("note: ") and "PyTorch, compiled" in note and "C++ compiler" in note
+    [note] = [line for line in result.stderr.splitlines() if line.startswith("note: ")]  # PyTorch warns too
+    assert "Traceback" not in result.stderr and "PyTorch, compiled" in note and "C++ compiler" in note
     info = json.loads(Path("run/run.json").read_text())
     assert info["step"] == "PyTorch" and "C++ compiler" in info["step_refused"]["PyTorch, compiled"]
     assert Path("run/results.csv").read_bytes() == Path("plain/results.csv").read_bytes()
