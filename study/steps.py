@@ -253,6 +253,8 @@ def took(earlier, step, device):
 
 def reason_of(error):
     """An exception in one line."""
+    if isinstance(error, torch.AcceleratorError) and error.__context__:
+        error = error.__context__  # the end of a capture that failed raises an error of its own
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if isinstance(error, (ArithmeticError, RuntimeError)) else f"{type(error).__name__}: {text}"

@@ -46,14 +46,15 @@ def capture(function, parameters, optimizer, device):
     """
     copies = copy_of(parameters, optimizer)
     random_before = torch.cuda.get_rng_state(device)
-    side_stream = torch.cuda.Stream(device)
-    side_stream.wait_stream(torch.cuda.current_stream(device))
+    main_stream, side_stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side_stream.wait_stream(main_stream)
     with torch.cuda.stream(side_stream):
         for _ in range(3):
             function()
-    torch.cuda.current_stream(device).wait_stream(side_stream)
+    main_stream.wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # torch.cuda.graph alone would stay on its own stream if the capture failed.
+    with torch.cuda.stream(main_stream), torch.cuda.graph(graph):
         loss = function()
     put_back(parameters, optimizer, copies)
     torch.cuda.set_rng_state(random_before, device)
