@@ -58,12 +58,21 @@ def train_stack(cfgs, device, dtype, autocast, signals, progress):
     be opened, whose weights or loss are not finite, or that are not at the iteration of most of the stack.
     Raises StudyError if no step is left that makes the plain step's updates.
     """
-    cfg = cfgs[0]
-    members = [member for each in cfgs if (member := or_none(open_member, each, device, dtype))]
-    if not members:
+    opened = [member for each in cfgs if (member := or_none(open_member, each, device, dtype))]
+    if not opened:
         return []
-    [(it, _)] = Counter(member.state.iter_num for member in members).most_common(1)
-    members = [member for member in members if member.state.iter_num == it]
+    [(it, _)] = Counter(member.state.iter_num for member in opened).most_common(1)
+    members = [member for member in opened if member.state.iter_num == it]
+    try:
+        return train_members(members, it, device, dtype, autocast, signals, progress)
+    finally:
+        for member in opened:
+            member.run.lock.close()  # now, because processes may train these runs next
+
+
+def train_members(members, it, device, dtype, autocast, signals, progress):
+    """Trains members of a stack from iteration `it` on; see train_stack()."""
+    cfg = members[0].cfg
     states = [member.state for member in members]
     windows = [member.splits["train"] for member in members]
     step, hand_back, refused = choose_stack_step(states, windows, cfg, device, dtype, autocast)

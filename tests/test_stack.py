@@ -175,7 +175,7 @@ def test_a_member_that_cannot_go_on_with_the_others_is_left_as_it_is_and_they_en
     make_stack(in_tmp, range(1, 7), resume=True, ends=["math_mini_14_seed_1", "math_mini_14_seed_3"])
     err = capfd.readouterr().err
     assert "math_mini_14_seed_2 at iteration 20 are not finite; it is left" in err
-    assert "loss and weights at iteration 20 are not finite" in err
+    assert "the loss or a weight at iteration 20 is not finite" in err
     assert "math_mini_14_seed_6/ckpt_last.pt is damaged" in err
     assert [path.read_bytes() for path in left] == before
     assert [row["iter"] for row in rows_of(in_tmp / "math_mini_14_seed_3")] == ["0", "20", "40"]
