@@ -1,5 +1,6 @@
 # make demo: from a clean clone to a trained model, its figure and its scores.
-# make paper: the runs of the paper and its figures 1 to 6, into results/, and its tables 2 to 7; make paper-small: without the MLT.
+# make paper: the runs of the paper into results/, its figures 1 to 6 and its tables 2 to 7.
+# make paper-small: the same without the MLT.
 # make test: the tests. make gpu: the tests of a GPU, and each step of three models, compared and timed on it.
 
 PYTHON ?= python3

@@ -7,7 +7,7 @@ A run that the tables in <root_dir> hold is not made again; if it was made with 
 ends and says which, and --overwrite=True makes it anew. Each other run has its folder in <root_dir>/runs,
 with what it printed in train.log; experiments share these folders, complete runs are skipped and those that
 were cut off go on: after any interruption the same command does. On a CPU a run has one core and one thread;
-on a GPU runs of equal shape train together (study/fast/stack.py). study/experiments/runs.py says what is in
+on a GPU runs of equal shape train together (study/train_stack.py). study/experiments/runs.py says what is in
 the tables.
 """
 

@@ -199,7 +199,7 @@ def to_bytes(checkpoint):
 def read_checkpoint(path):
     """Return the dict saved as a checkpoint; raise StudyError if the file is anything else or damaged."""
     try:
-        if zipfile.is_zipfile(path):  # as torch saves it, with a checksum for each tensor, which torch does not read
+        if zipfile.is_zipfile(path):  # torch saves a checksum for each tensor but does not check it
             with zipfile.ZipFile(path) as file:
                 damaged = file.testzip()
                 if damaged:
@@ -229,7 +229,7 @@ def find_checkpoint(out_dir, *names):
     """Path of the first of these checkpoints that the folder holds; ends the program if it holds none."""
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
-        raise StudyError(f"folder {out_dir} does not exist: --out_dir must name the folder of a trained model")
+        raise StudyError(f"folder {out_dir} does not exist: --out_dir must name a trained model's folder")
     path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
     if path is None:
         held = ", ".join(sorted(p.name for p in out_dir.glob("*.pt"))) or "no checkpoint at all"
@@ -238,10 +238,11 @@ def find_checkpoint(out_dir, *names):
 
 
 def find_model(out_dir, names, published):
-    """find_checkpoint(); if the default folder "out" is not there, the repository's model `published` instead, with a note."""
+    """Return find_checkpoint(); without a folder out, the repository's model `published`, with a note."""
     ours = sorted((PUBLISHED / published).glob("ckpt*.pt")) if published else []
     if out_dir == "out" and not Path(out_dir).exists() and ours:
-        print(f"note: there is no folder out; this is the {published} of the repository, and --out_dir names another model", file=sys.stderr)
+        print(f"note: there is no folder out; this is the {published} of the repository, and --out_dir names "
+              "another model", file=sys.stderr)
         return Path(os.path.relpath(ours[0]))
     return find_checkpoint(out_dir, *names)
 
@@ -256,7 +257,7 @@ def load_weights(model, state_dict, path):
 
 
 def load_model(path, device):
-    """(model in eval mode on the device, vocabulary as a string, held-out pairs, dtype of its training) of a checkpoint.
+    """Return (model in eval mode, vocabulary, held-out pairs, dtype of its training) of a checkpoint.
 
     One without a vocabulary, one of nanoGPT's, takes that of its dataset's folder; one that does not
     say which pairs were held out is of the paper's text; without a dtype, it is "auto".
@@ -275,5 +276,7 @@ def load_model(path, device):
             raise StudyError(f"{path} has no vocabulary: copy the folder of its dataset, with meta.pkl, into "
                              f"data/ ({error})")
     if len(chars) != model.config.vocab_size:
-        raise StudyError(f"{path} has a vocabulary of {len(chars)} characters for a model of {model.config.vocab_size}")
-    return model.eval().to(device), chars, checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")
+        raise StudyError(f"{path} has a vocabulary of {len(chars)} characters for a model of "
+                         f"{model.config.vocab_size}")
+    held_out, dtype = checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")
+    return model.eval().to(device), chars, held_out, dtype

@@ -16,11 +16,13 @@ from study.files import write_files
 
 # Sizes are those of print: figures are one column of a paper wide or two, with text of 8 points.
 COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches
-plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+                     "xtick.labelsize": 7, "ytick.labelsize": 7,
                      "legend.fontsize": 7, "legend.handlelength": 1.5, "legend.columnspacing": 1.2,
-                     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.5})
+                     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+                     "grid.linewidth": 0.5})
 
-# Group -> label, colour (safe for the colour-blind) and line width, falling so that curves that coincide stay visible.
+# Group -> label, colour (safe for the colour-blind) and line width; they fall, so that equal curves show.
 CURVES = {
     "add": (GROUPS["add"], "#0072B2", 2.2),
     "sub": (GROUPS["sub"], "#E69F00", 1.6),
@@ -62,7 +64,8 @@ def draw_accuracies(ax, results):
         perfect &= results[f"{group}_correct"] == results[f"{group}_total"]
     if perfect.any():
         artists[PERFECT] = ax.scatter(
-            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=12, color="red", zorder=1.5, label=PERFECT
+            results["iter"][perfect], np.full(perfect.sum(), 100.0), s=12, color="red", zorder=1.5,
+            label=PERFECT
         )
     ax.set_ylim(-3, 105)
     ax.grid(alpha=0.3)
@@ -70,10 +73,14 @@ def draw_accuracies(ax, results):
 
 
 def draw_answers(tables):
-    """A panel for each {operation: {(a, b): (answer, whether right, whether held out)}}: wrong cells red, held-out ones framed."""
+    """Draw a panel for each operation: wrong cells red, held-out ones framed.
+
+    tables: {operation: {(a, b): (answer, whether right, whether held out)}}.
+    """
     size = 1 + max(a for table in tables.values() for a, _ in table)
     side = max(COLUMN, 0.33 * size)
-    figure, axes = plt.subplots(1, len(tables), figsize=(side * len(tables), side), squeeze=False, layout="constrained")
+    size_inches = (side * len(tables), side)
+    figure, axes = plt.subplots(1, len(tables), figsize=size_inches, squeeze=False, layout="constrained")
     for ax, (operation, table) in zip(axes.flat, tables.items()):
         wrong = [[not table[a, b][1] for b in range(size)] for a in range(size)]
         ax.imshow(wrong, cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
@@ -87,10 +94,11 @@ def draw_answers(tables):
 
 
 def save_figure(figure, path, dpi=400):
-    """Writes a figure as what the path's suffix says, .png or .pdf, and says so. dpi: fewer for many lines, which compress badly."""
+    """Write a figure as .png or .pdf, by the suffix. dpi: lower for many lines, which compress badly."""
     buffer = io.BytesIO()
     dpi = min(dpi, MOST_PIXELS / max(figure.get_size_inches()))
-    options = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {"dpi": dpi}  # the same bytes at any time
+    # Without a date the bytes are always the same.
+    options = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {"dpi": dpi}
     figure.savefig(buffer, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.03, **options)
     write_files({path: buffer.getvalue()})
     print(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""The runs that figures and tables are made of: where they are, what they hold, how large their models are."""
+"""The runs that figures and tables are made of: where they are, what they hold, the size of their models."""
 
 import csv
 import gzip
@@ -23,14 +23,16 @@ GRIDS = {"math": "math", "facts": "facts", "combined": "both"}  # grid -> what i
 SIZES = {"n14": "14", "n28": "28", "n56": "56", "MLT": "mlt"}  # model -> what its runs' names end with
 LATE = 20_000  # evaluations from this iteration on are late ones
 
-# The columns that a results.csv must have. Those of COLUMNS that it may lack are read as zeros: the held-out ones,
+# A results.csv must have the columns NEEDED. Other COLUMNS may be missing (zeros): held-out ones,
 # which the paper's own files do not have, and those of a task that was added after the run.
-NEEDED = ["iter", "add_correct", "add_total", "sub_correct", "sub_total", "facts_correct", "facts_total", "val_loss"]
-COLUMNS = list(dict.fromkeys([*NEEDED, *(f"{group}_{kind}" for group in COUNTED for kind in ("correct", "total"))]))
+NEEDED = ["iter", "add_correct", "add_total", "sub_correct", "sub_total", "facts_correct", "facts_total",
+          "val_loss"]
+COUNTS = [f"{group}_{kind}" for group in COUNTED for kind in ("correct", "total")]
+COLUMNS = list(dict.fromkeys([*NEEDED, *COUNTS]))
 
 
 class Run(NamedTuple):
-    info: dict  # its row of runs.csv (study/experiments/runs.py says what each column means), or as much as its folder tells
+    info: dict  # its row of runs.csv (see study/experiments/runs.py), or as much as its folder tells
     rows: list  # its rows of results.csv, {column: text}
     results: dict  # columns() of them
 
@@ -48,7 +50,8 @@ def read_rows(path):
     other damage, or a file without an evaluation, raises StudyError.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)  # with a byte order mark or without
+        # utf-8-sig: with or without a byte order mark.
+        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "it is not text")
         raise StudyError(f"cannot read {path} ({reason}): it must be the results.csv of a run")
@@ -67,7 +70,7 @@ def read_rows(path):
             it = columns([row])["iter"][0]
             if rows and it <= float(rows[-1]["iter"]):
                 raise StudyError(f"{path}, line {reader.line_num}: iteration {it:g} follows iteration "
-                                 f"{float(rows[-1]['iter']):g}; sort the lines by iter, each once, or run again")
+                                 f"{float(rows[-1]['iter']):g}; sort the lines by iter or run again")
             rows.append(row)
     except (TypeError, ValueError, csv.Error):
         raise StudyError(f"{path}, line {reader.line_num}: not a finite number in every column; "
@@ -99,9 +102,10 @@ def read_runs(root_dir):
     """
     root = Path(root_dir)
     if not root.is_dir():
-        raise StudyError(f"folder {root} does not exist: --root_dir must name a folder of experiments or of runs")
+        raise StudyError(f"folder {root} does not exist: --root_dir must name a folder of runs")
     runs = published_runs(root)
-    files = [path for pattern in ("*/results.csv", "runs/*/results.csv") for path in sorted(root.glob(pattern))]
+    patterns = ("*/results.csv", "runs/*/results.csv")
+    files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     others = [read_other_run(path.parent) for path in files if path.parent.name not in runs]
     others = sorted(filter(None, others), key=lambda run: run.results["iter"][-1])
     return {run.info["run"]: run for run in others} | runs
@@ -122,26 +126,28 @@ def read_other_run(folder):
 
 def published_runs(root):
     """{name: Run} of the tables of all experiments in a folder."""
-    return {name: run for path in sorted(root.glob("*/runs.csv")) for name, run in read_tables(path.parent).items()}
+    tables = [read_tables(path.parent) for path in sorted(root.glob("*/runs.csv"))]
+    return {name: run for runs in tables for name, run in runs.items()}
 
 
 def read_tables(folder):
-    """{name: Run} of an experiment's runs.csv and evaluations.csv.gz; ends the program if they are damaged."""
+    """Return {name: Run} of an experiment's runs.csv and evaluations.csv.gz; raises StudyError."""
     try:
         with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
             infos = {info["run"]: info for info in csv.DictReader(file)}
         rows = {name: [] for name in infos}
         with gzip.open(folder / "evaluations.csv.gz", "rt", encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            own = reader.fieldnames[(reader.fieldnames or []).index("iter"):]  # before them: the run's settings
+            scores = reader.fieldnames[(reader.fieldnames or []).index("iter"):]  # after the run's settings
             for row in reader:
                 if row["run"] in rows:
-                    rows[row["run"]].append({column: row[column] for column in own})
+                    rows[row["run"]].append({column: row[column] for column in scores})
         if not all(rows.values()):
             raise ValueError("a run without evaluations")
         return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise StudyError(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged ({type(error).__name__}: {error}): "
+        raise StudyError(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged "
+                         f"({type(error).__name__}: {error}): "
              "restore them, or remove both and run the experiment again")
 
 
@@ -165,7 +171,10 @@ def unfinished_note(run):
 
 
 def best_evaluation(results, what="combined", latest=False):
-    """Index of the evaluation with the most right answers, the earliest (or latest) of equals; what: those of right_and_total()."""
+    """Return the index of the evaluation with the most right answers, the earliest (or latest) of equals.
+
+    what: as for right_and_total().
+    """
     right, _ = right_and_total(results, what, slice(None))
     return int(np.flatnonzero(right == right.max())[-1 if latest else 0])
 
@@ -182,8 +191,10 @@ def right_and_total(results, what, at=-1):
 
     what: a group, "combined" for all of them, "held_out", or "trained" for the other sums and differences.
     """
-    counted = {"combined": dict.fromkeys(GROUPS, 1), "trained": {"add": 1, "sub": 1, "held_out": -1}}.get(what, {what: 1})
-    return tuple(sum(sign * results[f"{group}_{kind}"][at] for group, sign in counted.items()) for kind in ("correct", "total"))
+    sums = {"combined": dict.fromkeys(GROUPS, 1), "trained": {"add": 1, "sub": 1, "held_out": -1}}
+    counted = sums.get(what, {what: 1})
+    return tuple(sum(sign * results[f"{group}_{kind}"][at] for group, sign in counted.items())
+                 for kind in ("correct", "total"))
 
 
 def all_right(results, what, at=-1):
@@ -210,7 +221,7 @@ def scores_of(results):
 
 
 def num_params(folder):
-    """Return the number of parameters from run.json, a checkpoint or the config of the folder's name, or None."""
+    """Return the number of parameters by run.json, a checkpoint, or the folder's name; or None."""
     folder = Path(folder)
     counted = read_run_json(folder).get("num_params")
     if counted:
@@ -232,7 +243,10 @@ def config_params(run):
 
 
 def find_runs(root_dir, suffix):
-    """({grid: {panel: name of its run}}, read_runs()); names the runs that are missing, and ends the program if all are."""
+    """Return ({grid: {panel: name of its run}}, read_runs()).
+
+    Prints the names of missing runs; raises StudyError if all are missing.
+    """
     runs = read_runs(root_dir)
     grids = {
         grid: {panel: f"{task}_mini_{size}{suffix}" for panel, size in SIZES.items()}
@@ -242,7 +256,8 @@ def find_runs(root_dir, suffix):
     missing = [name for name in names if name not in runs]
     if missing == names:
         raise StudyError(f"{root_dir} holds none of the runs, {names[0]} to {names[-1]}: "
-             + (f"train one, python train_with_eval.py config/train_{names[0]}.py, or set --root_dir" if config_params(names[0])
+             + (f"train one, python train_with_eval.py config/train_{names[0]}.py, or set --root_dir"
+                if config_params(names[0])
                 else f"there are no configs of these names, and --suffix={suffix} is not _wd"))
     for name in missing:
         print(f"not run yet: {name} (python train_with_eval.py config/train_{name}.py)", file=sys.stderr)

@@ -8,24 +8,29 @@ Z = 1.959963984540054  # standard normal quantile of 97.5%: all intervals are of
 
 
 def wilson(right, total):
-    """95% interval (low, high) of a share, right of total (Wilson 1927; formula of Newcombe 1998, method 3)."""
+    """95% interval (low, high) of a share, right of total (Wilson 1927; Newcombe 1998, method 3)."""
     share, spread = right / total, Z * math.sqrt(right * (total - right) / total + Z**2 / 4)
-    low, high = (total * share + Z**2 / 2 - spread) / (total + Z**2), (total * share + Z**2 / 2 + spread) / (total + Z**2)
+    middle = total * share + Z**2 / 2
+    low, high = (middle - spread) / (total + Z**2), (middle + spread) / (total + Z**2)
     return max(low, 0.0), min(high, 1.0)
 
 
 def difference(right_a, total_a, right_b, total_b):
-    """95% interval of share a minus share b, of independent runs (Newcombe 1998, Statistics in Medicine 17:873, method 10)."""
+    """95% interval of share a minus share b, of independent runs.
+
+    Newcombe 1998, Statistics in Medicine 17:873, method 10.
+    """
     a, b = right_a / total_a, right_b / total_b
     (low_a, high_a), (low_b, high_b) = wilson(right_a, total_a), wilson(right_b, total_b)
     return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
 
 
 def fisher_exact(right_a, total_a, right_b, total_b):
-    """Two-sided p of Fisher's exact test that two shares are the same: the sum of all tables no likelier than this one."""
+    """Two-sided p of Fisher's exact test that two shares are equal: the sum of all tables no likelier."""
     right, total = right_a + right_b, total_a + total_b
     possible = range(max(0, right - total_b), min(right, total_a) + 1)
-    ways = {k: math.comb(total_a, k) * math.comb(total_b, right - k) for k in possible}  # whole numbers: ties are exact
+    # With whole numbers ties are exact.
+    ways = {k: math.comb(total_a, k) * math.comb(total_b, right - k) for k in possible}
     return sum(n for n in ways.values() if n <= ways[right_a]) / math.comb(total, right)
 
 
@@ -35,7 +40,7 @@ def quartiles(values):
 
 
 def two_way_shares(table):
-    """Shares of the sum of squares of a table (rows, columns) with one value a cell: of its rows, its columns, the rest."""
+    """Shares of a table's sum of squares, one value a cell: of its rows, of its columns, of the rest."""
     table = np.asarray(table, dtype=float)
     mean = table.mean()
     rows = table.shape[1] * ((table.mean(axis=1) - mean) ** 2).sum()
@@ -45,7 +50,7 @@ def two_way_shares(table):
 
 
 def permutation_p(table, draws=10_000, seed=0):
-    """p of the rows' share of the sum of squares, and of the columns': how often shuffled values give as much.
+    """p of the rows' share of the sum of squares and of the columns': how often shuffling gives as much.
 
     Values are shuffled within columns to test the rows, within rows to test the columns.
     """

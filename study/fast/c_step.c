@@ -1,27 +1,27 @@
 /*
-Training updates of the study's small models, written out by hand: a GPT with one layer, one head, no
-biases and no dropout, trained by AdamW. The same mathematics as model.py and autograd, arranged so
-that almost nothing is computed twice and everything stays in the cache:
+Training of the study's small models in C: a GPT with one layer, one head, no biases and no dropout,
+and AdamW. The mathematics is that of model.py and autograd, arranged so that almost nothing is
+computed twice and everything fits in the cache:
 
-  - With one layer, what the model says after tokens 0 to t of a window depends on these tokens alone.
-    The distinct windows of a batch, sorted, form a tree of such contexts. Each context is computed
-    once and weighs as often as it came.
-  - Before the attention a position knows only itself and its token, so residual, query, key and value
-    come from a table over (position, token).
-  - A weighted mean of projected values is the projected weighted mean, so the projection of the
-    attention's output is part of the values in the table.
-  - The gain of a layer norm multiplies what the next matrix reads, so it is folded into that matrix.
-  - After the attention, contexts do not meet: L of them are taken side by side, one feature of all of
-    them being a row, so that every loop is over full vectors.
+  - In a one-layer model, the output at position t depends only on tokens 0 to t, the context. The
+    distinct windows of a batch, sorted, form a tree of contexts. Each context is computed once and
+    weighted by how often it occurs.
+  - Before attention, a position depends only on its index and its token. So the residual, query, key
+    and value come from a table over (position, token).
+  - Projecting a weighted mean equals averaging projected values. So the attention's output projection
+    is folded into the values of the table.
+  - The gain of a layer norm scales the input of the next matrix. So it is folded into that matrix.
+  - After attention, contexts are independent. L of them are computed side by side: a row is one
+    feature of L contexts, and every loop runs over full vectors.
 
-Every sum has one order, whatever the compiler and the width of its vectors: sums over features, keys
-and contexts run one term after the other, the lanes of a vector belong to different sums, and whether
-a product is rounded before it is added is written out (fma_), not left to the compiler. So the same
-weights and batches give the same bytes on every machine with IEEE arithmetic, as long as the compiler
-does not contract or reorder (c_step.py says with which flags).
+Every sum has a fixed order, whatever the compiler and the vector width. Sums over features, keys and
+contexts add one term after the other, and the lanes of a vector belong to different sums. Fused
+multiply-adds are explicit (fma_), never left to the compiler. So the same weights and batches give the
+same bytes on every machine with IEEE arithmetic, provided that the compiler neither contracts nor
+reorders; c_step.py has the flags.
 
-Constants, given by c_step.py: T block_size, V vocab_size, C n_embd, H the hidden width of the MLP,
-and real, which is float (or double, to compare with autograd).
+c_step.py defines T (block_size), V (vocab_size), C (n_embd), H (hidden width of the MLP) and real:
+float for training, double to compare with autograd.
 */
 #include <math.h>
 #include <stdlib.h>
@@ -44,45 +44,46 @@ enum { VECTOR_BYTES = 16, REGISTERS = 16 };
 
 typedef __typeof__(__builtin_choose_expr(sizeof(real) == 4, 0, 0ll)) integer; // as wide as real
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
-typedef integer mask __attribute__((vector_size(VECTOR_BYTES))); // all bits of a lane, or none
+typedef integer mask __attribute__((vector_size(VECTOR_BYTES))); // each lane all ones or all zeros
 enum {
-    W = VECTOR_BYTES / sizeof(real), // lanes of a vector
+    W = VECTOR_BYTES / sizeof(real), // lanes per vector
     L = 64,                          // contexts side by side
-    J = L / W,                       // vectors of a row of L
-    P = T * V,                       // entries of the table: (position, token)
-    C4 = (C + 3) / 4 * 4,            // C, H and T as multiples of 4
+    J = L / W,                       // vectors per row
+    P = T * V,                       // table entries: (position, token)
+    C4 = (C + 3) / 4 * 4,            // C, H and T rounded up to multiples of 4
     H4 = (H + 3) / 4 * 4,
     T4 = (T + 3) / 4 * 4,
-    CV = (C4 + W - 1) / W,           // vectors that hold as many numbers; what is over stays 0
+    CV = (C4 + W - 1) / W,           // vectors that hold C4, H4 and T4 numbers; the padding stays 0
     HV = (H4 + W - 1) / W,
     TV = (T4 + W - 1) / W,
 };
 typedef union { vec v[J]; real x[L]; } row;            // one feature of L contexts
 typedef union { vec v[CV]; real x[CV * W]; } features; // all features of one context
 typedef union { vec v[HV]; real x[HV * W]; } hidden;
-typedef union { vec v[TV]; real x[TV * W]; } keys;     // one number for each position
+typedef union { vec v[TV]; real x[TV * W]; } keys;     // one number per position
 
-// The model's parameters, and their gradients, in the order of c_step.py.
+// Parameters, or their gradients. Same order as PARAMETERS in c_step.py.
 typedef struct {
-    real wte[V][C], wpe[T][C], attn[3 * C][C], proj[C][C], fc[H][C], mlp_proj[C][H], ln_1[C], ln_2[C], ln_f[C];
+    real wte[V][C], wpe[T][C], attn[3 * C][C], proj[C][C], fc[H][C], mlp_proj[C][H];
+    real ln_1[C], ln_2[C], ln_f[C];
 } Params;
 enum { SIZE = sizeof(Params) / sizeof(real), DECAYED = SIZE - 3 * C };
 
 #define EACH(i, n) for (int i = 0; i < (n); i++)
-// A few steps that the compiler writes out, so that small arrays become registers; clang does it by itself.
+// A short loop to unroll, so that small arrays live in registers. clang does it without being told.
 #if defined(__clang__)
 #define UNROLL EACH
 #else
 #define UNROLL(i, n) _Pragma("GCC unroll 16") EACH(i, n)
 #endif
-#define INLINE static inline __attribute__((always_inline)) // sizes that are arguments become constants
+#define INLINE static inline __attribute__((always_inline)) // makes size arguments constants
 
 
-// Numbers.
+// Numbers
 
 INLINE vec splat(real x) { return x - (vec){0}; } // x in every lane
 
-// Keeps x in a register for its several uses; gcc would load it for each of them.
+// Keeps x in a register; otherwise gcc loads it again for each use.
 INLINE vec loaded(vec x) {
 #if defined(__AVX__)
     __asm__("" : "+v"(x));
@@ -90,7 +91,7 @@ INLINE vec loaded(vec x) {
     return x;
 }
 
-// a b + c, rounded once, and the square root: what vectors of plain C lack.
+// fma_ is a * b + c, rounded once. Plain C has neither it nor sqrt for vectors.
 #if defined(__AVX512F__)
 #define FLOAT(name, ...) (vec) _mm512_##name##_ps(__VA_ARGS__)
 #define DOUBLE(name, ...) (vec) _mm512_##name##_pd(__VA_ARGS__)
@@ -104,11 +105,12 @@ typedef __m256d doubles;
 #endif
 INLINE vec fma_(vec a, vec b, vec c) {
 #if defined(FLOAT)
-    return sizeof(real) == 4 ? FLOAT(fmadd, (floats)a, (floats)b, (floats)c) : DOUBLE(fmadd, (doubles)a, (doubles)b, (doubles)c);
+    return sizeof(real) == 4 ? FLOAT(fmadd, (floats)a, (floats)b, (floats)c)
+                             : DOUBLE(fmadd, (doubles)a, (doubles)b, (doubles)c);
 #elif defined(__aarch64__)
     return sizeof(real) == 4 ? (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b)
                              : (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-#else // one lane after the other: slow, and the same bytes
+#else // one lane at a time: slow, but the same bytes
     EACH(l, W) c[l] = sizeof(real) == 4 ? __builtin_fmaf(a[l], b[l], c[l]) : __builtin_fma(a[l], b[l], c[l]);
     return c;
 #endif
@@ -124,38 +126,40 @@ INLINE vec sqrt_(vec x) {
 #endif
 }
 
-// Lane by lane, a where the condition holds and b elsewhere.
+// condition ? a : b in each lane.
 #define SELECT(condition, a, b) \
-    ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
+    ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | \
+                     (~(condition) & (__typeof__(condition))(b))))
 
-// exp(x) for x <= 0, within 2 units in the last place; 0 below -87, where it would be less than 2e-38.
+// exp(x) for x <= 0, within 2 ulp. Below -87, where exp(x) < 2e-38, the result is 0.
 INLINE vec exp_(vec x) {
     if (sizeof(real) == 8) {
         EACH(l, W) x[l] = exp(x[l]);
         return x;
     }
-    // x = n ln 2 + r with |r| <= ln 2 / 2: 1.5 * 2^23 rounds x / ln 2 to n and leaves n in the low bits.
+    // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds x / ln 2 to the integer n and leaves n
+    // in the low bits.
     typedef unsigned bits __attribute__((vector_size(VECTOR_BYTES)));
     vec shifted = fma_(x, splat((real)1.44269504), splat((real)12582912)), n = shifted - (real)12582912;
     vec r = fma_(n, splat((real)-0.693359375), x);
     r = fma_(n, splat((real)2.12194440e-4), r);
-    vec p = splat((real)1.9875691500e-4); // Cephes, expf
+    vec p = splat((real)1.9875691500e-4); // coefficients from Cephes, expf
     p = fma_(p, r, splat((real)1.3981999507e-3));
     p = fma_(p, r, splat((real)8.3334519073e-3));
     p = fma_(p, r, splat((real)4.1665795894e-2));
     p = fma_(p, r, splat((real)1.6666665459e-1));
     p = fma_(p, r, splat((real)5.0000001201e-1));
     p = fma_(p * r, r, r) + 1;
-    bits power = ((bits)shifted << 23) + (127 << 23); // 2^n: what is above the low bits is shifted out
+    bits power = ((bits)shifted << 23) + (127 << 23); // 2^n; the shift drops all but the low bits
     return (vec)((bits)(p * (vec)power) & (bits)(x > (real)-87));
 }
 
-// GELU (exact) and its slope.
+// Exact GELU and its derivative.
 INLINE void gelu(vec x, vec *y, vec *slope) {
-    vec density = exp_(x * x * (real)-0.5), below; // below: the normal distribution function of -|x|
+    vec density = exp_(x * x * (real)-0.5), below; // below: the normal CDF at -|x|
     if (sizeof(real) == 8) {
         EACH(l, W) below[l] = erfc(fabs(x[l]) * 0.70710678118654752) / 2;
-    } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7, and 6e-7 as rounded here
+    } else { // Abramowitz and Stegun 7.1.26: erf within 1.5e-7, with rounding within 6e-7
         vec t = 1 / fma_(SELECT(x < 0, -x, x), splat((real)0.23164189), splat(1));
         below = fma_(t, splat((real)1.061405429), splat((real)-1.453152027));
         below = fma_(t, below, splat((real)1.421413741));
@@ -169,13 +173,14 @@ INLINE void gelu(vec x, vec *y, vec *slope) {
 }
 
 
-// Four rows at once.
+// Four rows at a time
 
 typedef real quad __attribute__((vector_size(4 * sizeof(real))));
-#if defined(__clang__) // lanes i to l of a and b side by side
+#if defined(__clang__) // picks lanes i, j, k, l of a and b taken together
 #define LANES(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-#define LANES(a, b, i, j, k, l) __builtin_shuffle(a, b, (integer __attribute__((vector_size(sizeof(quad))))){i, j, k, l})
+typedef integer four __attribute__((vector_size(sizeof(quad))));
+#define LANES(a, b, i, j, k, l) __builtin_shuffle(a, b, (four){i, j, k, l})
 #endif
 
 INLINE void transpose_quads(quad q[4]) {
@@ -187,15 +192,17 @@ INLINE void transpose_quads(quad q[4]) {
     q[3] = LANES(c, d, 2, 3, 6, 7);
 }
 
-// Four rows a to d of n numbers, a multiple of 4, to the columns of out, whose rows are `stride` numbers apart.
-INLINE void transpose4(int n, const real *a, const real *b, const real *c, const real *d, real *out, int stride) {
+// Transposes four rows a, b, c, d (n,) into out (n, 4) with `stride` numbers per row. n is a multiple of 4.
+INLINE void transpose4(int n, const real *a, const real *b, const real *c, const real *d, real *out,
+                       int stride) {
     for (int i = 0; i < n; i += 4) {
-        quad q[4] = {*(const quad *)(a + i), *(const quad *)(b + i), *(const quad *)(c + i), *(const quad *)(d + i)};
+        quad q[4] = {*(const quad *)(a + i), *(const quad *)(b + i), *(const quad *)(c + i),
+                     *(const quad *)(d + i)};
         transpose_quads(q);
         UNROLL(j, 4) *(quad *)(out + (i + j) * stride) = q[j];
     }
 }
-// L contexts with n features each, `stride` numbers apart, to n rows of one feature; and back.
+// x (L, n) with `stride` numbers per row -> y (n, L), and back.
 INLINE void to_rows(int n, const real *x, int stride, row *y) {
     for (int l = 0; l < L; l += 4) {
         const real *at = x + l * stride;
@@ -206,10 +213,10 @@ INLINE void from_rows(int n, const row *y, real *x, int stride) {
     for (int c = 0; c < n; c += 4) transpose4(L, y[c].x, y[c + 1].x, y[c + 2].x, y[c + 3].x, x + c, stride);
 }
 
-// The sums, or the maxima, of R <= 4 rows of keys: halves are joined until one number of each is left.
+// Sum or maximum over each of R <= 4 rows of keys (T4,), by halving. Lane i is the result of row i.
 INLINE quad reduce(int R, const keys *k, int maximum) {
 #define JOIN(a, b) (maximum ? (quad)SELECT((a) > (b), a, b) : (a) + (b))
-    enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 }; // POWER of 2 >= N
+    enum { N = T4 / 4, POWER = N > 32 ? 64 : N > 16 ? 32 : N > 8 ? 16 : N > 4 ? 8 : 4 }; // power of 2 >= N
     quad part[4] = {0};
     UNROLL(i, R) {
         quad q[N];
@@ -226,9 +233,9 @@ INLINE quad reduce(int R, const keys *k, int maximum) {
 }
 
 
-// Matrix products.
+// Matrix products
 
-// y = w x (+ base): R of the rows of w (M, K), x (K, L), y (M, L).
+// y = w x (+ base) for R rows of w. w (M, K), x (K, L), y and base (M, L).
 INLINE void matmul_rows(int R, int K, const real *w, const row *x, row *y, const row *base) {
     enum { S = REGISTERS == 32 && J >= 4 ? 4 : 2 };
     for (int j = 0; j < J; j += S) {
@@ -251,7 +258,7 @@ INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row 
     if (M % 4) matmul_rows(M % 4, K, w + i * K, x, y + i, base ? base + i : 0);
 }
 
-// dw += a b: R of the rows of dw (M, N vectors), a (M, L), b (L, N vectors).
+// dw += a b for R rows of dw. a (M, L), b (L, N), dw (M, N), with N counted in vectors.
 INLINE void outer_rows(int R, int S, int N, const row *a, const vec *b, vec *dw) {
     vec acc[8][4];
     UNROLL(i, R) UNROLL(s, S) acc[i][s] = dw[i * N + s];
@@ -266,7 +273,7 @@ INLINE void outer_rows(int R, int S, int N, const row *a, const vec *b, vec *dw)
     UNROLL(i, R) UNROLL(s, S) dw[i * N + s] = acc[i][s];
 }
 INLINE void outer_columns(int S, int M, int N, const row *a, const vec *b, vec *dw) {
-    int most = REGISTERS / 2 / S, R = most > 8 ? 8 : most, i = 0; // half of the registers hold sums
+    int most = REGISTERS / 2 / S, R = most > 8 ? 8 : most, i = 0; // half the registers hold sums
     for (; i + R <= M; i += R) outer_rows(R, S, N, a + i, b, dw + i * N);
     if (M % R) outer_rows(M % R, S, N, a + i, b, dw + i * N);
 }
@@ -277,12 +284,15 @@ INLINE void outer(int M, int N, const row *a, const vec *b, vec *dw) {
     if (N % S) outer_columns(N % S, M, N, a, b + s, dw + s);
 }
 
-INLINE void transpose(int M, int K, const real *w, real *out) { EACH(i, M) EACH(k, K) out[k * M + i] = w[i * K + k]; }
+// w (M, K) -> out (K, M)
+INLINE void transpose(int M, int K, const real *w, real *out) {
+    EACH(i, M) EACH(k, K) out[k * M + i] = w[i * K + k];
+}
 
 
-// Layer norm, without its gain.
+// Layer norm without gain
 
-// y = (x - mean) / sqrt(variance + 1e-5) of each context; rstd: that factor.
+// y = (x - mean) * rstd for each context, with rstd = 1 / sqrt(variance + 1e-5). x, y (C, L), rstd (L,).
 INLINE void norm_forward(const row *x, row *y, row *rstd) {
     EACH(j, J) {
         vec mean = splat(0), variance = splat(0);
@@ -297,7 +307,7 @@ INLINE void norm_forward(const row *x, row *y, row *rstd) {
         rstd->v[j] = r;
     }
 }
-// dx += the gradient through norm_forward, of which y and rstd are.
+// dx += gradient with respect to x. y and rstd are norm_forward's.
 INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx) {
     EACH(j, J) {
         vec mean = splat(0), along = splat(0);
@@ -312,27 +322,36 @@ INLINE void norm_backward(const row *dy, const row *y, const row *rstd, row *dx)
 }
 
 
-// The tree of a batch.
+// The tree of contexts of a batch
 
 typedef struct {
-    int n_windows, n_contexts, n_targets, positions; // positions: batch * T, what the weights are shares of
-    struct { const int *tokens; int from, context; } *window; // has new contexts from position `from` on: the first of them
-    struct { int count, target; } *context;                   // how often it came; the first of its targets, or -1
-    struct { int token, count, next; } *target;               // a token that followed a context, how often; the next one, or -1
-    keys *weights;                                            // attention weights of each context
-    features *x;                                              // its residual after the attention, later the gradient
+    int n_windows, n_contexts, n_targets;
+    int positions; // batch size * T: a context that occurs n times has weight n / positions
+    struct {
+        const int *tokens;
+        int from, context; // positions `from` to T - 1 are new contexts, numbered from `context` on
+    } *window;
+    struct {
+        int count, target; // how often it occurs; its first target, or -1
+    } *context;
+    struct {
+        int token, count, next; // a token that follows the context; how often; the next target, or -1
+    } *target;
+    keys *weights; // attention weights of each context
+    features *x;   // residual of each context after attention, later the gradient with respect to it
 } Tree;
 
-// The targets of a context, by their numbers in the tree.
+// Iterates over the targets of context n.
 #define EACH_TARGET(i, n) for (int i = tree->context[n].target; i >= 0; i = tree->target[i].next)
 
-// distinct (n, T + 1): the data's windows, sorted; prefix (n): with how many tokens each begins like the one before;
-// count (n): how often the batch has it.
+// Builds the tree of a batch. distinct (n, T + 1): all distinct windows of the data, sorted. prefix (n,): how
+// many leading tokens each shares with the previous one. count (n,): how often each is in the batch.
 static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix, const int *count) {
-    int last[T], last_target[T], same = 0; // of the window before: its contexts and their targets
+    int last[T], last_target[T], same = 0; // the previous window's contexts and their targets
     tree->n_windows = tree->n_contexts = tree->n_targets = 0;
     EACH(i, n) {
-        same = prefix[i] < same ? prefix[i] : same; // with the last window that the batch has, over those it has not
+        // Tokens shared with the last window in the batch: the minimum over the windows in between.
+        same = prefix[i] < same ? prefix[i] : same;
         if (!count[i]) continue;
         const int *tokens = distinct + i * (T + 1);
         for (int t = same; t < T; t++) {
@@ -340,7 +359,8 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
             tree->context[last[t]].count = 0;
             tree->context[last[t]].target = -1;
         }
-        for (int t = same ? same - 1 : 0; t < T; t++) { // the last context in common gets another target
+        // The last shared context gets another target.
+        for (int t = same ? same - 1 : 0; t < T; t++) {
             int target = last_target[t] = tree->n_targets++;
             tree->target[target].token = tokens[t + 1];
             tree->target[target].count = 0;
@@ -356,24 +376,25 @@ static void grow_tree(Tree *tree, int n, const int *distinct, const int *prefix,
             tree->window[tree->n_windows].from = same;
             tree->window[tree->n_windows++].context = last[same];
         }
-        same = T + 1; // with itself
+        same = T + 1; // this window shares all T + 1 tokens with itself
     }
 }
 
 
-// The layers.
+// Layers
 
-// What a (position, token) is before the attention: residual, query, key and projected value; and the gradient by it.
+// Residual, query, key and projected value of a (position, token) before attention.
 typedef struct { features x, q, k, v; } Entry;
 static Entry table[P + L], dtable[P + L];
 enum { ENTRY = sizeof(Entry) / sizeof(real) };
 
-static struct { // the matrices that contexts meet: gains, the scores' scale and the projection are in them
-    real qkv[3 * C][C], qkv_t[3 * C][C]; // queries, keys and values, a square each; the squares transposed
-    real value[C][C];                    // the projection times the values' matrix
+// Weights with the gains, the scale of the scores and the output projection folded in.
+static struct {
+    real qkv[3 * C][C], qkv_t[3 * C][C]; // three (C, C) matrices; qkv_t has each of them transposed
+    real value[C][C];                    // output projection @ value matrix, without the gain
     real fc[H][C], fc_t[C][H], mlp_proj_t[H][C], head[V][C], head_t[C][V];
 } folded;
-static struct { features qkv[3 * C], fc[H], head[V]; hidden mlp_proj[C]; } dfolded; // the gradient by them
+static struct { features qkv[3 * C], fc[H], head[V]; hidden mlp_proj[C]; } dfolded;
 
 static void fold(const Params *p) {
     real scale = 1 / (real)__builtin_sqrt(C);
@@ -392,7 +413,7 @@ static void fold(const Params *p) {
     transpose(C, H, p->mlp_proj[0], folded.mlp_proj_t[0]);
     transpose(V, C, folded.head[0], folded.head_t[0]);
 }
-// The parameters' gradients from those of the folded matrices; adds to g->wte.
+// Gradients of the parameters from those of the folded weights. Adds to g->wte.
 static void unfold(const Params *p, Params *g) {
     static real dvalue[C][C];
     real scale = 1 / (real)__builtin_sqrt(C);
@@ -418,10 +439,10 @@ static void unfold(const Params *p, Params *g) {
     }
 }
 
-// Embeddings, first layer norm, queries, keys and values of L (position, token) from r0 on.
+// Table entries r0 to r0 + L - 1: embeddings, layer norm, queries, keys and values.
 static void table_forward(const Params *p, int r0) {
     static row x[C4], y[C4], qkv[3][C4], rstd;
-    // Entries from P on are padding, of the first positions again.
+    // Entries past P are padding; they start over at position 0.
     EACH(l, L) EACH(c, C) table[r0 + l].x.x[c] = p->wte[(r0 + l) % V][c] + p->wpe[(r0 + l) / V % T][c];
     to_rows(C4, table[r0].x.x, ENTRY, x);
     norm_forward(x, y, &rstd);
@@ -432,7 +453,7 @@ static void table_forward(const Params *p, int r0) {
 }
 static void table_backward(Params *g, int r0) {
     static row x[C4], y[C4], dx[C4], dy[C4], dqkv[3][C4], rstd;
-    static features y_t[L]; // y, later dx, with the features of each entry together
+    static features y_t[L]; // y (L, C), later dx
     to_rows(C4, table[r0].x.x, ENTRY, x);
     to_rows(C4, dtable[r0].x.x, ENTRY, dx);
     to_rows(C4, dtable[r0].q.x, ENTRY, dqkv[0]);
@@ -452,16 +473,17 @@ static void table_backward(Params *g, int r0) {
     }
 }
 
-static mask causal[T][TV]; // causal[t]: all bits set for the keys up to t
+static mask causal[T][TV]; // causal[t] selects keys 0 to t
 
-// Keys or values of the window at hand as columns[feature][position]; those of positions before `from` are there already.
+// Transposes the keys or values of a window into columns[feature][position]. Positions before `from` are
+// shared with the previous window and already there.
 #define SET_COLUMNS(columns, what, entry, from) \
     for (int k = (from) / 4 * 4; k < T; k += 4) \
         transpose4(C4, entry[k]->what.x, entry[k + 1]->what.x, entry[k + 2]->what.x, entry[k + 3]->what.x, \
                    &columns[0].x[k], TV * W)
 
-// The contexts of a window at positions t to t + R - 1, R <= 4 (entry: of all its positions; key: their keys as
-// columns): attention weights, and x = residual + the weighted sum of the values.
+// Attention of the contexts at positions t to t + R - 1 of a window, R <= 4: weights, and x = residual +
+// weighted sum of values. entry (T,): the window's table entries. key (C, T): its keys, transposed.
 INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, keys *weights, features *x) {
     keys score[4];
     UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = splat(0);
@@ -471,7 +493,9 @@ INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, key
     }
     UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = SELECT(causal[t + i][s], score[i].v[s], splat(-1e30));
     quad top = reduce(R, score, 1);
-    UNROLL(i, R) UNROLL(s, TV) score[i].v[s] = (vec)((mask)exp_(score[i].v[s] - splat(top[i])) & causal[t + i][s]);
+    UNROLL(i, R) UNROLL(s, TV) {
+        score[i].v[s] = (vec)((mask)exp_(score[i].v[s] - splat(top[i])) & causal[t + i][s]);
+    }
     quad share = 1 / reduce(R, score, 0);
     UNROLL(i, R) UNROLL(s, TV) weights[i].v[s] = score[i].v[s] * splat(share[i]);
     vec out[4][CV];
@@ -483,10 +507,11 @@ INLINE void attend(int R, int t, const Entry *const *entry, const keys *key, key
     }
     UNROLL(i, R) UNROLL(s, CV) x[i].v[s] = out[i][s];
 }
-// The same back: dx, the gradient by x of these contexts, goes on to the table's (value: the values as columns).
+// Backward of attend: adds to dentry the gradient of the window's table entries. value (C, T): the window's
+// values, transposed. dx: the gradient with respect to x of these contexts.
 INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *const *dentry, const keys *value,
                             const keys *weights, const features *dx) {
-    keys ds[4]; // by the weights, and from there by the scores: (d - sum of d * weight) * weight
+    keys ds[4]; // gradient of the weights, then of the scores: weight * (d - sum of weight * d)
     UNROLL(i, R) UNROLL(s, TV) ds[i].v[s] = splat(0);
     EACH(c, C) UNROLL(i, R) {
         vec d = splat(dx[i].x[c]);
@@ -497,7 +522,9 @@ INLINE void attend_backward(int R, int t, const Entry *const *entry, Entry *cons
     quad along = reduce(R, product, 0);
     UNROLL(i, R) UNROLL(s, TV) ds[i].v[s] = (ds[i].v[s] - splat(along[i])) * weights[i].v[s];
     vec dq[4][CV], q[4][CV], d[4][CV];
-    UNROLL(i, R) UNROLL(s, CV) dq[i][s] = splat(0), q[i][s] = loaded(entry[t + i]->q.v[s]), d[i][s] = loaded(dx[i].v[s]);
+    UNROLL(i, R) UNROLL(s, CV) {
+        dq[i][s] = splat(0), q[i][s] = loaded(entry[t + i]->q.v[s]), d[i][s] = loaded(dx[i].v[s]);
+    }
     EACH(k, t + R) {
         vec key[CV];
         UNROLL(s, CV) key[s] = loaded(entry[k]->k.v[s]);
@@ -542,22 +569,25 @@ static void attention_backward(Tree *tree) {
         EACH(k, T4) entry[k] = k < T ? &table[k * V + tree->window[i].tokens[k]] : entry[T - 1];
         EACH(k, T) dentry[k] = &dtable[entry[k] - table];
         SET_COLUMNS(value, v, entry, from);
-        for (; t + 4 <= T; t += 4, n += 4) attend_backward(4, t, entry, dentry, value, tree->weights + n, tree->x + n);
+        for (; t + 4 <= T; t += 4, n += 4) {
+            attend_backward(4, t, entry, dentry, value, tree->weights + n, tree->x + n);
+        }
         if (T - t == 3) attend_backward(3, t, entry, dentry, value, tree->weights + n, tree->x + n);
         if (T - t == 2) attend_backward(2, t, entry, dentry, value, tree->weights + n, tree->x + n);
         if (T - t == 1) attend_backward(1, t, entry, dentry, value, tree->weights + n, tree->x + n);
     }
 }
 
-// From the residual after the attention to the loss of L contexts from n0 on, and back to that residual.
+// Forward from the residual after attention to the loss, and backward, for L contexts from n0 on. Replaces
+// their tree->x by its gradient and returns their part of the loss.
 static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
-    static row x[C4], y[C4], rstd;               // residual, normalized
-    static row z[H], gz[H4], slope[H], dz[H];    // the MLP's hidden layer, gelu(z) and its slope, the gradient by z
-    static row x2[C], f[C4], rstd_f;             // residual after the MLP, normalized
-    static row o[V], top, sum;                   // logits, then the gradient by them; their largest, sum of exp(logit - top)
-    static row weight;                           // how much each context counts
-    static row dx[C4], d[C];                     // gradients by the residual and by y or f
-    static features y_t[L], f_t[L];              // y, f and gz with the numbers of each context together
+    static row x[C4], y[C4], rstd;            // residual, normalized
+    static row z[H], gz[H4], slope[H], dz[H]; // hidden layer, gelu(z), gelu'(z), gradient of z
+    static row x2[C], f[C4], rstd_f;          // residual after the MLP, normalized
+    static row o[V], top, sum;                // logits, then their gradient; maximum; sum of exp(logit - top)
+    static row weight;                        // weight of each context in the loss
+    static row dx[C4], d[C];                  // gradient of the residual; of y or f
+    static features y_t[L], f_t[L];           // y, f and gz transposed: (L, C), (L, C), (L, H)
     static hidden gz_t[L];
     int n = tree->n_contexts - n0 < L ? tree->n_contexts - n0 : L;
     double loss = 0;
@@ -570,8 +600,12 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     matmul(C, H, p->mlp_proj[0], gz, x2, x);
     norm_forward(x2, f, &rstd_f);
     matmul(V, C, folded.head[0], f, o, 0);
-    if (want_loss) EACH(l, n) EACH_TARGET(i, n0 + l) loss -= (double)tree->target[i].count * o[tree->target[i].token].x[l];
-    EACH(j, J) { // o becomes weight * probability; less the targets' shares, below, it is the gradient by the logits
+    if (want_loss) {
+        EACH(l, n) EACH_TARGET(i, n0 + l) {
+            loss -= (double)tree->target[i].count * o[tree->target[i].token].x[l];
+        }
+    }
+    EACH(j, J) { // o = weight * softmax(o)
         vec largest = o[0].v[j], total = splat(0);
         EACH(v, V) largest = SELECT(o[v].v[j] > largest, o[v].v[j], largest);
         EACH(v, V) {
@@ -582,9 +616,12 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
         total = weight.v[j] / total;
         EACH(v, V) o[v].v[j] *= total;
     }
-    // Not the logarithm of a probability, which may be too small for a real: the loss is finite where the logits are.
+    // Cross-entropy as log-sum-exp minus logit: the log of a probability would be -inf if that underflows.
     if (want_loss) EACH(l, n) loss += tree->context[n0 + l].count * (top.x[l] + log(sum.x[l]));
-    EACH(l, n) EACH_TARGET(i, n0 + l) o[tree->target[i].token].x[l] -= tree->target[i].count / (real)tree->positions;
+    // o -= share of the targets: now the gradient of the logits.
+    EACH(l, n) EACH_TARGET(i, n0 + l) {
+        o[tree->target[i].token].x[l] -= tree->target[i].count / (real)tree->positions;
+    }
 
     from_rows(C4, y, y_t[0].x, CV * W);
     from_rows(C4, f, f_t[0].x, CV * W);
@@ -604,9 +641,9 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
 }
 
 
-// One update.
+// One update
 
-// The gradient g of the mean cross-entropy over a batch; returns that loss if it is wanted.
+// Writes the gradient of a batch's mean cross-entropy to g. Returns the loss if want_loss.
 static double gradient(const Params *p, Params *g, Tree *tree, int want_loss) {
     double loss = 0;
     memset(g, 0, sizeof *g);
@@ -622,13 +659,13 @@ static double gradient(const Params *p, Params *g, Tree *tree, int want_loss) {
     return loss;
 }
 
-static double power(double x, int n) { // not pow(), whose last bit is the library's own
+static double power(double x, int n) { // unlike pow(), the same to the last bit in every C library
     double result = 1;
     for (; n; n /= 2, x *= x) result *= n % 2 ? x : 1;
     return result;
 }
 
-// Clips g by its norm, as torch.nn.utils.clip_grad_norm_, and steps as torch.optim.AdamW; step counts from 1.
+// Clips g like torch.nn.utils.clip_grad_norm_ and updates like torch.optim.AdamW. step counts from 1.
 static void adamw(real *p, const real *g, real *m, real *v, int step, double lr, double beta1, double beta2,
                   double weight_decay, double grad_clip) {
     double squares = 0;
@@ -646,7 +683,7 @@ static void adamw(real *p, const real *g, real *m, real *v, int step, double lr,
     }
 }
 
-// The vectors this was compiled for; "" without a fused multiply-add, where PyTorch is faster.
+// The vector unit this was compiled for, or "" without fused multiply-add, where PyTorch is faster.
 const char *vector_unit(void) {
 #if defined(__AVX512F__)
     return "AVX-512";
@@ -660,13 +697,15 @@ const char *vector_unit(void) {
 }
 
 /*
-Makes `updates` updates; returns the loss of the last one's batch (nats per token), or -1 without the memory.
+Runs `updates` updates. Returns the loss of the last batch (nats per token), or -1 if out of memory.
 
-p, m, v: parameters and AdamW's moments, changed in place; g: the last gradient. done: updates before these.
-indices (updates, batch): rows of `distinct` (n, T + 1), the data's windows, sorted; prefix (n,): see grow_tree.
+p, m, v: parameters and AdamW's moments, updated in place. g: receives the last gradient, before clipping.
+indices (updates, batch): rows of `distinct`. lr (updates,): learning rates. done: updates made before.
+n, distinct, prefix: the windows of the data, see grow_tree.
 */
-double train(real *p, real *g, real *m, real *v, int updates, int batch, const int *indices, const double *lr, int done,
-             int n, const int *distinct, const int *prefix, double beta1, double beta2, double weight_decay, double grad_clip) {
+double train(real *p, real *g, real *m, real *v, int updates, int batch, const int *indices, const double *lr,
+             int done, int n, const int *distinct, const int *prefix, double beta1, double beta2,
+             double weight_decay, double grad_clip) {
     int windows = batch < n ? batch : n, contexts = (windows * T + L - 1) / L * L;
     Tree tree = {.positions = batch * T};
     int *count = malloc(n * sizeof *count);
