@@ -1,4 +1,4 @@
-"""A step proves itself before a run trains: a wrong one is refused with its reason, and the plain one trains."""
+"""Test the trial of a step: a run refuses a wrong step, reports why and trains with the plain one."""
 
 import json
 import re
@@ -19,29 +19,29 @@ from study.update import get_lr
 
 needs_a_compiler = pytest.mark.skipif(c_step.find_compiler() is None, reason="needs a C compiler")
 DEEP = ("--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=64")
-WRONG_C = {  # a constant or an operation of the C step -> a wrong one
+WRONG_C = {  # what is wrong: (code of the C step, wrong code in its place)
     "the learning rate": ("rate = lr /", "rate = 1.01 * lr /"),
     "AdamW's epsilon": ("(real)1e-8", "(real)1e-4"),
     "the layer norm's epsilon": ("(real)1e-5", "(real)1e-4"),
 }
 
 
-def prepared(project, *arguments):
-    """(state, windows, cfg, dtype, autocast) of a run that has not begun, as choose_step() takes them."""
+def prepare(project, *arguments):
+    """Return (state, windows, cfg, dtype, autocast) of a run that has not started, for choose_step()."""
     cfg = configure(vars(train_with_eval), arguments=["--device=cpu", *arguments])
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
     state, splits, _, _ = set_up(cfg, device, dtype)
     return state, splits["train"], cfg, dtype, autocast
 
 
-def same_bytes(first, second):
-    """Whether two runs ended with the same evaluations and the same state."""
-    a, b = (torch.load(f"{folder}/ckpt_last.pt", weights_only=True) for folder in (first, second))
-    return rows_of(first) == rows_of(second) and all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
+def same_result(first, second):
+    """Tell whether two runs ended with the same evaluations and the same weights."""
+    a, b = (torch.load(f"{folder}/ckpt_last.pt", weights_only=True)["model"] for folder in (first, second))
+    return rows_of(first) == rows_of(second) and all(torch.equal(a[name], b[name]) for name in b)
 
 
 def refusal_of(result, folder, step):
-    """The reason for which a run refused a step; it says so in one line and in run.json, and trains to its end."""
+    """Return why a run refused a step; check that it trained and gave the reason in one line and run.json."""
     assert result.returncode == 0, result.stderr
     [line] = result.stderr.splitlines()
     reason = json.loads(Path(folder, "run.json").read_text())["step_refused"][step]
@@ -51,10 +51,11 @@ def refusal_of(result, folder, step):
 
 @pytest.fixture
 def plain_run(call, in_tmp):
-    """plain_run(*arguments): the folder of a run by the plain step."""
+    """Return a function that trains with the plain step and returns the folder of the run."""
 
     def plain_run(*arguments):
-        result = call("train_with_eval.py", *SHORT, *arguments, "--fast=False", "--compile=False", "--out_dir=plain")
+        result = call("train_with_eval.py", *SHORT, *arguments, "--fast=False", "--compile=False",
+                      "--out_dir=plain")
         assert result.returncode == 0 and result.stdout.splitlines()[0].endswith("PyTorch"), result.stderr
         return "plain"
 
@@ -62,9 +63,9 @@ def plain_run(call, in_tmp):
 
 
 @needs_a_compiler
-@pytest.mark.parametrize("what", WRONG_C)
-def test_a_c_step_with_a_wrong_constant_is_refused_and_the_plain_step_trains(call, in_tmp, monkeypatch, plain_run, what):
-    source, (right, wrong) = c_step.SOURCE.read_text(), WRONG_C[what]
+@pytest.mark.parametrize("mistake", WRONG_C)
+def test_a_wrong_c_step_is_refused_and_the_plain_step_trains(call, in_tmp, monkeypatch, plain_run, mistake):
+    source, (right, wrong) = c_step.SOURCE.read_text(), WRONG_C[mistake]
     assert right in source
     changed = in_tmp / "c_step.c"
     changed.write_text(source.replace(right, wrong))
@@ -72,29 +73,32 @@ def test_a_c_step_with_a_wrong_constant_is_refused_and_the_plain_step_trains(cal
     monkeypatch.setattr(c_step, "FLAGS", ["-O1" if flag == "-O3" else flag for flag in c_step.FLAGS])
     result = call("train_with_eval.py", *SHORT, "--n_embd=6", "--out_dir=run")
     assert re.search(r"off by [\d.e+]+%", refusal_of(result, "run", "C step"))
-    assert same_bytes("run", plain_run("--n_embd=6"))
+    assert same_result("run", plain_run("--n_embd=6"))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.01, float("nan")])
 def test_a_shared_step_with_a_wrong_gradient_is_refused(call, in_tmp, monkeypatch, plain_run, factor):
     right = shared.shared_loss
     monkeypatch.setattr(shared, "shared_loss", lambda model, *batch: factor * right(model, *batch))
-    reason = refusal_of(call("train_with_eval.py", *SHORT, *DEEP, "--out_dir=run"), "run", "PyTorch, contexts shared")
-    assert "loss" in reason and same_bytes("run", plain_run(*DEEP))
+    result = call("train_with_eval.py", *SHORT, *DEEP, "--out_dir=run")
+    reason = refusal_of(result, "run", "PyTorch, contexts shared")
+    assert "loss" in reason and same_result("run", plain_run(*DEEP))
 
 
 @pytest.mark.parametrize("failure", ["raises", "wrong gradient", "wrong learning rate"])
 def test_a_compiled_step_that_fails_is_refused(project, monkeypatch, failure):
-    state, windows, cfg, dtype, autocast = prepared(project, "--compile=True", "--fast=False", "--batch_size=64")
+    arguments = ("--compile=True", "--fast=False", "--batch_size=64")
+    state, windows, cfg, dtype, autocast = prepare(project, *arguments)
 
     def compile_update(update):
         if failure == "raises":
             raise RuntimeError("inductor has no kernel for this\nand a second line")
 
-        def wrong(batches):
+        def wrong_update(batches):
             hooks = []
             if failure == "wrong gradient":
-                hooks = [p.register_hook(lambda gradient: 2 * gradient) for p in state.model.transformer.h.parameters()]
+                hooks = [p.register_hook(lambda gradient: 2 * gradient)
+                         for p in state.model.transformer.h.parameters()]
             if failure == "wrong learning rate":
                 for group in state.optimizer.param_groups:
                     group["lr"].mul_(1.01)
@@ -103,38 +107,40 @@ def test_a_compiled_step_that_fails_is_refused(project, monkeypatch, failure):
                 hook.remove()
             return loss
 
-        return wrong
+        return wrong_update
 
     monkeypatch.setattr(compiled, "compile_update", compile_update)
-    before = everything(state)
+    before = copy_state(state)
     step, refused = steps.choose_step(state, windows, cfg, dtype, autocast)
     assert step.name == "PyTorch" and list(refused) == ["PyTorch, compiled"]
     assert "\n" not in refused["PyTorch, compiled"]
     assert ("no kernel" if failure == "raises" else "off by") in refused["PyTorch, compiled"]
-    assert same(before, everything(state))
+    assert equal_states(before, copy_state(state))
     assert all(type(group["lr"]) is float for group in state.optimizer.param_groups)
 
 
-def everything(state):
-    """Copies of all that a run goes on from."""
+def copy_state(state):
+    """Return copies of everything that a run resumes from, after the number of threads."""
     content = state.state_dict()
     return [torch.get_num_threads(), *(tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
                                        for tensor in torch.utils._pytree.tree_leaves(content))]
 
 
-def same(before, after):
+def equal_states(before, after):
     return len(before) == len(after) and all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before, after))
 
 
-@pytest.mark.parametrize("arguments", [("--n_embd=6",), (*DEEP,), ("--n_layer=2", "--dtype=bfloat16", "--batch_size=64")])
-def test_a_trial_leaves_the_state_as_it_is(project, arguments):
-    state, windows, cfg, dtype, autocast = prepared(project, *arguments)
+@pytest.mark.parametrize("arguments", [
+    ("--n_embd=6",), (*DEEP,), ("--n_layer=2", "--dtype=bfloat16", "--batch_size=64"),
+])
+def test_a_trial_leaves_the_state_unchanged(project, arguments):
+    state, windows, cfg, dtype, autocast = prepare(project, *arguments)
     for _ in range(2):  # at the start, and in the middle of a run
-        threads, before = torch.get_num_threads(), everything(state)
+        threads, before = torch.get_num_threads(), copy_state(state)
         step, refused = steps.choose_step(state, windows, cfg, dtype, autocast)
         assert step.name != "PyTorch" and refused == {}
-        assert same(before[1:], everything(state)[1:])
+        assert equal_states(before[1:], copy_state(state)[1:])
         for _ in range(20):
             step.run(state.batches.draw(1), [get_lr(state.iter_num, cfg)])
             state.iter_num += 1
@@ -142,7 +148,7 @@ def test_a_trial_leaves_the_state_as_it_is(project, arguments):
 
 
 @needs_a_compiler
-def test_a_resumed_run_tries_a_step_again_on_another_machine_only(call, in_tmp, monkeypatch):
+def test_a_resumed_run_tries_a_step_again_only_on_another_machine(call, in_tmp, monkeypatch):
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     trials = []
     expect = steps.expect
@@ -154,28 +160,32 @@ def test_a_resumed_run_tries_a_step_again_on_another_machine_only(call, in_tmp, 
     assert call(*resume, "--max_iters=80").returncode == 0 and trials == [1]
 
 
-def test_the_trial_takes_what_rounding_and_dropout_change_and_no_more(project):
-    state, windows, cfg, dtype, autocast = prepared(project, *DEEP, "--dropout=0.2", "--dtype=bfloat16")
+def test_the_trial_allows_the_differences_of_rounding_and_dropout_and_no_more(project):
+    state, windows, cfg, dtype, autocast = prepare(project, *DEEP, "--dropout=0.2", "--dtype=bfloat16")
     indices, lrs = steps.next_batches(state, cfg)
     exact, allowed, start = steps.expect(state, windows, cfg, dtype, autocast, indices, lrs)
-    another = types.SimpleNamespace(**vars(cfg) | {"dropout": 0.0})
-    _, without_dropout, _ = steps.expect(state, windows, another, dtype, autocast, indices, lrs)
-    assert all(allowed[name] > without_dropout[name] for name in without_dropout)
+    no_dropout = types.SimpleNamespace(**vars(cfg) | {"dropout": 0.0})
+    _, allowed_without, _ = steps.expect(state, windows, no_dropout, dtype, autocast, indices, lrs)
+    assert all(allowed[name] > allowed_without[name] for name in allowed_without)
     steps.compare(exact, exact, allowed, start)
     with pytest.raises(ArithmeticError, match="loss"):
         steps.compare(exact | {"loss": 1.5 * exact["loss"]}, exact, allowed, start)
     with pytest.raises(ArithmeticError, match="wte"):
-        steps.compare(exact | {"transformer.wte.weight": start["transformer.wte.weight"] * -1}, exact, allowed, start)
+        negated = {"transformer.wte.weight": start["transformer.wte.weight"] * -1}
+        steps.compare(exact | negated, exact, allowed, start)
 
 
-def test_each_fast_step_is_a_file_that_knows_no_other():
-    files = {path.stem: path.read_text() for path in Path(steps.__file__).parent.glob("fast/*.py") if path.stem != "__init__"}
+def test_each_fast_step_is_a_file_that_imports_no_other_step():
+    paths = Path(steps.__file__).parent.glob("fast/*.py")
+    files = {path.stem: path.read_text() for path in paths if path.stem != "__init__"}
     assert {"c_step", "captured", "compiled", "shared", "stack"} == files.keys()
     for name, source in files.items():
-        assert not re.search(rf"study\.fast(?!\.{name})|from study import steps|study\.steps import", source.split('"""', 2)[2]), name
+        code = source.split('"""', 2)[2]
+        another_step = rf"study\.fast(?!\.{name})|from study import steps|study\.steps import"
+        assert not re.search(another_step, code), name
 
 
-def test_training_can_be_called_and_returns_the_run(project, in_tmp):
+def test_train_can_be_called_and_returns_the_state_of_the_run(project, in_tmp):
     cfg = configure(vars(train_with_eval), arguments=["--device=cpu", *SHORT, "--out_dir=run"])
     state = train_with_eval.train(cfg)
     assert [row["iter"] for row in state.rows] == [0, 20, 40] == [int(row["iter"]) for row in rows_of("run")]
