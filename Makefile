@@ -21,7 +21,8 @@ endef
 
 demo: $(VENV)/ready data
 	@# A demo that was interrupted goes on where it stopped.
-	$(IN_VENV) train_with_eval.py config/train_math_mini_14.py $(SMALL_ON) $(if $(wildcard math_mini_14/run.json),--init_from=resume)
+	$(IN_VENV) train_with_eval.py config/train_math_mini_14.py $(SMALL_ON) \
+		$(if $(wildcard math_mini_14/run.json),--init_from=resume)
 	$(IN_VENV) plot_results.py --model_folder math_mini_14
 	$(IN_VENV) eval_as_math.py --out_dir=math_mini_14 $(SMALL_ON)
 
@@ -42,7 +43,7 @@ gpu: $(VENV)/ready data
 
 data: $(DATASETS:%=data/%/meta.pkl)
 
-data/%/meta.pkl: data/%/prepare.py study/tasks.py study/dataset.py study/settings.py study/files.py | $(VENV)/ready
+data/%/meta.pkl: data/%/prepare.py $(addprefix study/,tasks.py dataset.py settings.py files.py) | $(VENV)/ready
 	$(IN_VENV) $<
 
 $(VENV)/ready: requirements.txt
