@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV = .venv
 IN_VENV = $(VENV)/bin/python
 DATASETS = as_math facts_char both_math_and_facts
+TEXT_CODE = $(addprefix study/,tasks.py dataset.py settings.py files.py)
 # On a Mac not its GPU, which nothing has been tried on: the C step is made for the small models.
 SMALL_ON = $(if $(filter Darwin,$(shell uname -s)),--device=cpu)
 
@@ -43,7 +44,7 @@ gpu: $(VENV)/ready data
 
 data: $(DATASETS:%=data/%/meta.pkl)
 
-data/%/meta.pkl: data/%/prepare.py $(addprefix study/,tasks.py dataset.py settings.py files.py) | $(VENV)/ready
+data/%/meta.pkl: data/%/prepare.py $(TEXT_CODE) | $(VENV)/ready
 	$(IN_VENV) $<
 
 $(VENV)/ready: requirements.txt
