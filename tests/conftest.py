@@ -1,8 +1,8 @@
-"""Runs the scripts as a user does, on data prepared in a temporary copy of the project.
+"""Run the scripts as a user does, on data prepared in a temporary copy of the project.
 
-`script` starts a process of its own; `call` runs the same file inside the test's process, which
-saves the import of torch and serves where nothing about the process itself is tested. Scripts that
-compute do so on the CPU unless a test names another --device.
+`script` starts a new process. `call` runs the same file inside the test's process, which saves the
+import of torch; use it where a test does not depend on the process. Scripts that compute use the CPU
+unless a test passes another --device.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other crawl on a busy machine
-if "PYTEST_XDIST_WORKER" not in os.environ:  # of compiled steps and of fonts: not the user's, and one for all workers
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # All workers share one cache of compiled steps and fonts, apart from the user's.
     CACHE = tempfile.TemporaryDirectory(prefix="too-big-to-think-tests-")
     os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = CACHE.name
 
@@ -31,16 +32,18 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402, after the number of threads is set
 
 DATASETS = ("as_math", "facts_char", "both_math_and_facts")
-HAVE_A_DEVICE = ("train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
+HAVE_A_DEVICE = (
+    "train_with_eval.py", "sample.py", "eval_as_math.py", "eval_capitals.py", "bench.py", "run_experiment.py")
 rounds_as_published = pytest.mark.skipif(
-    "AVX" not in torch.backends.cpu.get_cpu_capability(), reason="PyTorch may round otherwise than where the results were made")
-# A training run of a few seconds that has all a long one has: evaluations, best and last checkpoints.
+    "AVX" not in torch.backends.cpu.get_cpu_capability(),
+    reason="PyTorch may round differently here than where the results were made")
+# This run takes a few seconds and has evaluations, best and last checkpoints, like a long one.
 SHORT = ("--max_iters=40", "--eval_interval=20", "--log_interval=10")
-PATIENCE = 1800  # seconds until a process is taken to hang: far beyond what any takes on a busy machine
+PATIENCE = 1800  # seconds before a process counts as hung; none takes nearly as long on a busy machine
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what is imported by now stays: run_inside's collections need not look through it
+    gc.freeze()  # run_inside collects garbage: spare it the modules imported so far
 
 
 def copy_project(folder):
@@ -50,13 +53,14 @@ def copy_project(folder):
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
     for dataset in DATASETS:
-        subprocess.run([sys.executable, folder / "data" / dataset / "prepare.py"], check=True, capture_output=True)
+        prepare = folder / "data" / dataset / "prepare.py"
+        subprocess.run([sys.executable, prepare], check=True, capture_output=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
-    """A copy of the project with its data prepared; the data of `call` too."""
+    """Copy the project and prepare its data, which `call` uses too."""
     import study.dataset
 
     folder = copy_project(tmp_path_factory.mktemp("project"))
@@ -71,7 +75,7 @@ def in_tmp(tmp_path, monkeypatch, project):
 
 
 def with_device(name, arguments):
-    """The arguments as strings, --device=cpu before them if the script has that setting and they do not set it."""
+    """Return the arguments as strings, with --device=cpu first if the script takes it and they lack it."""
     arguments = [str(argument) for argument in arguments]
     if name in HAVE_A_DEVICE and not any(argument.startswith("--device") for argument in arguments):
         return ["--device=cpu", *arguments]
@@ -79,7 +83,7 @@ def with_device(name, arguments):
 
 
 def heed_hangups():
-    """In a script's process: the tests may run under nohup, and the scripts would inherit that."""
+    """Restore SIGHUP in a script's process, which would inherit nohup from the tests."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
@@ -89,7 +93,8 @@ def start(project, in_tmp):
     processes = []
 
     def start(name, *arguments, **options):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed_hangups} | options
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        options = pipes | {"preexec_fn": heed_hangups} | options
         command = [sys.executable, "-u", str(project / name), *with_device(name, arguments)]
         processes.append(subprocess.Popen(command, cwd=in_tmp, **options))
         return processes[-1]
@@ -118,10 +123,11 @@ def call(in_tmp):
 
 
 def run_inside(name, *arguments):
-    """Runs a script of the project in this process; a traceback fails the test."""
+    """Run a script of the project in this process; a traceback goes to stderr with exit status 1."""
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     argv, path, hook = sys.argv, sys.path[:], sys.excepthook
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP)
+    handlers = {signum: signal.getsignal(signum) for signum in signals}
     sys.argv = [str(ROOT / name), *with_device(name, arguments)]
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -136,12 +142,12 @@ def run_inside(name, *arguments):
         sys.argv, sys.path[:], sys.excepthook = argv, path, hook
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        gc.collect()  # what a process gives up at its end: a RunFolder, and with it the lock on the run's folder
+        gc.collect()  # release RunFolders and their locks, as the end of a process does
     return types.SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def refused(result, *words, status=2):
-    """Checks that a command ended with one line on standard error that says all of `words`."""
+    """Check that a command printed one line on standard error that contains all of `words`."""
     assert result.returncode == status, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
@@ -151,19 +157,20 @@ def refused(result, *words, status=2):
 
 
 def rows_of(folder):
-    """The rows of a run's results.csv, {column: text}."""
+    """Return the rows of a run's results.csv as {column: text}."""
     with open(Path(folder) / "results.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def cells_of_row(text, first):
-    """The cells of the first row that begins with `first` in a text's Markdown tables."""
-    return next([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {first} |"))
+    """Return the cells of the first row that begins with `first` in a text's Markdown tables."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 @pytest.fixture
 def published(in_tmp):
-    """A folder `results` with what the project's own has, but for the runs that are being made in it."""
+    """Return a folder `results` with links to the project's results, without its unfinished `runs`."""
     (in_tmp / "results").mkdir()
     for folder in (ROOT / "results").iterdir():
         if folder.is_dir() and folder.name != "runs":
@@ -173,7 +180,7 @@ def published(in_tmp):
 
 @pytest.fixture
 def close_figures():
-    import matplotlib.pyplot as plt  # not for the tests that draw nothing
+    import matplotlib.pyplot as plt  # only tests that draw need it
 
     yield
     plt.close("all")
@@ -181,7 +188,7 @@ def close_figures():
 
 @pytest.fixture(scope="session")
 def runs(project, tmp_path_factory):
-    """Folder of one short run on each dataset, made by the training script."""
+    """Train one short run on each dataset; return their folder."""
     folder = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     os.chdir(folder)
@@ -196,7 +203,7 @@ def runs(project, tmp_path_factory):
 
 @pytest.fixture
 def here(in_tmp, project, runs, monkeypatch):
-    """The test's folder with `run` and `facts`, short runs, and with the prepared datasets in `data`."""
+    """Fill the test's folder with the short runs `run` and `facts` and with the prepared `data`."""
     import study.dataset
 
     shutil.copytree(project / "data", "data")

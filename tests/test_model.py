@@ -1,4 +1,4 @@
-"""The model is nanoGPT's with an MLP expansion, and many samples at once are what one at a time would be."""
+"""Check that the model is nanoGPT with an MLP expansion, and that batched sampling equals single sampling."""
 
 import math
 
@@ -13,7 +13,8 @@ from study.fast.shared import shared_contexts, shared_loss
 from study.scoring import next_token_probabilities, sample
 
 SIZES = {"n14": (1, 1, 14, 1), "n28": (1, 1, 28, 1), "n56": (1, 1, 56, 1), "MLT": (6, 6, 384, 4)}
-SHAPES = {"as_math": (9, 17), "facts_char": (24, 51), "both_math_and_facts": (24, 66)}  # block size, vocabulary
+# (block size, vocabulary)
+SHAPES = {"as_math": (9, 17), "facts_char": (24, 51), "both_math_and_facts": (24, 66)}
 each_model = pytest.mark.parametrize("size", SIZES)
 each_dataset = pytest.mark.parametrize("dataset", SHAPES)
 
@@ -21,11 +22,12 @@ each_dataset = pytest.mark.parametrize("dataset", SHAPES)
 def build(size, block_size, vocab_size, **fields):
     n_layer, n_head, n_embd, m = SIZES[size]
     torch.manual_seed(1337)
-    return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, bias=False, mlp_expansion=m, **fields)).eval()
+    shape = (block_size, vocab_size, n_layer, n_head, n_embd)
+    return GPT(GPTConfig(*shape, bias=False, mlp_expansion=m, **fields)).eval()
 
 
 class PlainGPT(nn.Module):
-    """nanoGPT's GPT stated in the plainest form, without biases and dropout; its MLP is m times as wide as the rest."""
+    """A plain form of nanoGPT's GPT without biases and dropout; its MLP is m times as wide as the rest."""
 
     def __init__(self, block_size, vocab_size, n_layer, n_head, width, m):
         super().__init__()
@@ -54,7 +56,7 @@ class PlainGPT(nn.Module):
             nn.init.normal_(layer["down"].weight, 0.0, 0.02 / math.sqrt(2 * n_layer))
 
     def attention(self, q, k, v):
-        """Of one head: each position over itself and those before it."""
+        """Compute one head: each position attends to itself and to those before it."""
         scores = q @ k.transpose(1, 2) / math.sqrt(q.size(2))
         after = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
         return torch.softmax(scores.masked_fill(after, -math.inf), dim=2) @ v
@@ -79,23 +81,25 @@ def build_plain(size, block_size, vocab_size):
 
 @each_dataset
 @each_model
-def test_the_seed_draws_nanogpts_initial_weights_bit_for_bit(size, dataset):
+def test_a_seed_gives_nanogpts_initial_weights_bit_for_bit(size, dataset):
     ours, plain = build(size, *SHAPES[dataset]), build_plain(size, *SHAPES[dataset])
     for (name, p), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(p, theirs), name
 
 
 @pytest.mark.parametrize("size, dataset", [
-    *((size, dataset) for size in ("n14", "n28", "n56") for dataset in SHAPES), ("MLT", "both_math_and_facts")])
-def test_loss_and_gradients_are_nanogpts(size, dataset):
+    *((size, dataset) for size in ("n14", "n28", "n56") for dataset in SHAPES),
+    ("MLT", "both_math_and_facts")])
+def test_loss_and_gradients_match_nanogpt(size, dataset):
     block_size, vocab_size = SHAPES[dataset]
-    ours, plain = build(size, block_size, vocab_size).double(), build_plain(size, block_size, vocab_size).double()
+    ours, plain = (make(size, block_size, vocab_size).double() for make in (build, build_plain))
     batch = torch.randint(vocab_size, (4, block_size + 1), generator=torch.Generator().manual_seed(0))
     for model in (ours, plain):
         with torch.no_grad():
             for p in model.parameters():  # far from the start, where attention is nearly uniform
                 p *= 2 if size == "MLT" else 8
-    (logits, loss), (plain_logits, plain_loss) = (model(batch[:, :-1], batch[:, 1:]) for model in (ours, plain))
+    outputs = (model(batch[:, :-1], batch[:, 1:]) for model in (ours, plain))
+    (logits, loss), (plain_logits, plain_loss) = outputs
     loss.backward()
     plain_loss.backward()
     assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-10)
@@ -105,7 +109,7 @@ def test_loss_and_gradients_are_nanogpts(size, dataset):
 
 
 @pytest.mark.parametrize("dataset", ["as_math", "both_math_and_facts"])
-def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
+def test_shared_contexts_are_computed_once(project, dataset):
     block_size, vocab_size = SHAPES[dataset]
     windows = load_splits(dataset, block_size, torch.device("cpu"))["train"]
     batch = windows[torch.randint(len(windows), (500,), generator=torch.Generator().manual_seed(0))]
@@ -116,7 +120,7 @@ def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
     assert context.max() + 1 == len(set(contexts)) < 0.9 * len(contexts)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     sizes = {len(shared_contexts(windows[order.roll(50 * k)[:500], :-1])[0]) for k in range(20)}
-    assert len(sizes) <= 3  # memory is not fragmented by tensors of few sizes
+    assert len(sizes) <= 3  # few sizes do not fragment the memory
 
     torch.manual_seed(1337)
     model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=2, n_embd=32, bias=False))
@@ -127,7 +131,8 @@ def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
     def loss_and_gradient(loss_of, autocasts):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
             loss = loss_of(model, idx, targets)
-        return float(loss.detach()), torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        return float(loss.detach()), torch.cat([part.flatten() for part in gradient])
 
     loss, exact = loss_and_gradient(plain_loss, autocasts=False)
 
@@ -136,24 +141,25 @@ def test_a_context_that_windows_share_can_be_computed_once(project, dataset):
 
     assert loss_and_gradient(shared_loss, autocasts=False)[0] == pytest.approx(loss, rel=1e-6)
     assert error(shared_loss, autocasts=False) < 1e-5
-    # Sums over contexts in bfloat16 would be off by a multiple.
+    # Sums over contexts in bfloat16 would have several times this error.
     assert error(shared_loss, autocasts=True) < 1.2 * error(plain_loss, autocasts=True) < 0.02
 
 
-# The first evaluation of the published runs, seed 1337: it depends on the initial weights and the text only.
+# The first evaluation of the published runs, seed 1337: it depends only on the initial weights and the text.
 @pytest.mark.parametrize("dataset, losses", [
     ("as_math", (2.8537, 2.8834, 2.9262, 3.0427)),
     ("facts_char", (3.9292, 3.9571, 3.9553, 4.0783)),
     ("both_math_and_facts", (4.1977, 4.1925, 4.2375, 4.3143)),
 ])
-def test_the_first_loss_is_that_of_the_published_runs(project, dataset, losses):
+def test_the_first_loss_matches_the_published_runs(project, dataset, losses):
     block_size, vocab_size = SHAPES[dataset]
     tokens = torch.from_numpy(read_tokens(dataset, "train", block_size))
     windows = tokens.unfold(0, block_size + 1, 1)
     for size, published in zip(SIZES, losses):
-        some, tolerance = (windows[::8], 0.01) if size == "MLT" else (windows, 0.001)  # all of them would take the MLT long
+        # The MLT would take long on all windows.
+        subset, tolerance = (windows[::8], 0.01) if size == "MLT" else (windows, 0.001)
         with torch.no_grad():
-            _, loss = build(size, block_size, vocab_size)(some[:, :-1], some[:, 1:])
+            _, loss = build(size, block_size, vocab_size)(subset[:, :-1], subset[:, 1:])
         assert loss.item() == pytest.approx(published, abs=tolerance), size
 
 
@@ -161,18 +167,18 @@ def test_the_first_loss_is_that_of_the_published_runs(project, dataset, losses):
     ("n14", (1456, 1932, 2142)), ("n28", (5264, 6216, 6636)), ("n56", (19936, 21840, 22680)),
     ("MLT", (10628352, 10641408, 10647168)),
 ])
-def test_the_parameter_counts_are_the_papers(size, counts):
+def test_the_parameter_counts_match_the_paper(size, counts):
     with torch.device("meta"):
         assert tuple(build(size, *shape).num_params() for shape in SHAPES.values()) == counts
 
 
-def test_parameter_names_are_nanogpts():
+def test_parameter_names_match_nanogpt():
     names = set(build("n14", 9, 17).state_dict())
     assert names == {
         "transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight",
-        "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_proj.weight", "transformer.h.0.ln_2.weight",
-        "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight", "transformer.ln_f.weight",
-        "lm_head.weight",
+        "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_proj.weight",
+        "transformer.h.0.ln_2.weight", "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight",
+        "transformer.ln_f.weight", "lm_head.weight",
     }
     model = GPT(GPTConfig(block_size=8, vocab_size=10, n_layer=1, n_head=2, n_embd=8, bias=True))
     assert "transformer.h.0.attn.c_attn.bias" in model.state_dict()
@@ -188,15 +194,16 @@ def test_a_token_does_not_see_the_ones_after_it():
     assert not torch.allclose(model.hidden(idx)[:, 6:], model.hidden(changed)[:, 6:], atol=1e-3)
 
 
-def test_dropout_falls_on_training_only():
+def test_dropout_applies_only_in_training():
     idx = torch.randint(17, (5, 9), generator=torch.Generator().manual_seed(0))
     model, without = build("n28", 9, 17, dropout=0.3), build("n28", 9, 17)
-    assert torch.equal(model.hidden(idx), without.hidden(idx)) and torch.equal(without.train().hidden(idx), without.eval().hidden(idx))
+    assert torch.equal(model.hidden(idx), without.hidden(idx))
+    assert torch.equal(without.train().hidden(idx), without.eval().hidden(idx))
     model.train()
     assert not torch.allclose(model.hidden(idx), model.hidden(idx), atol=1e-2)
 
 
-def test_weight_decay_falls_on_matrices_only():
+def test_weight_decay_applies_only_to_matrices():
     groups = build("n14", 9, 17).configure_optimizer(0.1, 1e-2, (0.9, 0.99)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert {p.dim() for p in groups[0]["params"]} == {2} and {p.dim() for p in groups[1]["params"]} == {1}
@@ -212,7 +219,8 @@ def test_a_checkpoint_of_nanogpt_can_be_sampled(call, in_tmp):
     model = GPT(GPTConfig(**args))
     torch.save({
         "model": {f"_orig_mod.{name}": value for name, value in model.state_dict().items()},
-        "model_args": args, "config": {"dataset": "as_math"}, "iter_num": 0, "best_val_loss": 1.0, "optimizer": {},
+        "model_args": args, "config": {"dataset": "as_math"}, "iter_num": 0, "best_val_loss": 1.0,
+        "optimizer": {},
     }, in_tmp / "ckpt.pt")
     result = call("sample.py", "--out_dir=.", "--num_samples=2", "--start=<1+1=")
     assert result.returncode == 0 and result.stdout.count("<1+1=") >= 2
@@ -223,8 +231,8 @@ def test_a_checkpoint_of_nanogpt_can_be_sampled(call, in_tmp):
 CHARS = "abcdefghijklmnopq"
 
 
-def decided(size="n28", vocab_size=17):
-    """A model far from the nearly uniform start, so that some characters are much likelier than others."""
+def sharpened(size="n28", vocab_size=17):
+    """Return a model whose weights are scaled up, so that some characters are much likelier than others."""
     model = build(size, 9, vocab_size)
     for p in model.parameters():
         p.data *= 2 if size == "MLT" else 8
@@ -238,13 +246,13 @@ def words(lengths, chars=CHARS):
 
 @torch.no_grad()
 def next_logits(model, idx):
-    """Logits (B, vocab_size) of what follows the token ids idx (B, T), by the whole forward pass."""
+    """Return the logits (B, vocab_size) that follow the token ids idx (B, T), by the whole forward pass."""
     idx = idx[:, -model.config.block_size :]
     return model(idx)[0][:, -1]
 
 
 def likeliest(model, prompt, new):
-    """The likeliest `new` characters after a prompt, one after the other."""
+    """Return the likeliest `new` characters after a prompt, chosen one at a time."""
     idx = torch.tensor([[CHARS.index(char) for char in prompt]])
     for _ in range(new):
         idx = torch.cat([idx, next_logits(model, idx).argmax(dim=1, keepdim=True)], dim=1)
@@ -256,8 +264,8 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("size", ["n28", "MLT"])
-def test_prompts_of_different_lengths_at_once_equal_one_at_a_time(size):
-    model = decided(size)
+def test_sampling_prompts_together_equals_sampling_one_at_a_time(size):
+    model = sharpened(size)
     prompts = words([1, 3, 9, 14, 5, 3, 20, 1])  # some longer than the block
     prompts += [prompts[1], prompts[3]]  # and some twice
     texts = sample(model, CHARS, prompts, 2, 12, temperature=0.7, top_k=1, generator=seeded())
@@ -265,14 +273,15 @@ def test_prompts_of_different_lengths_at_once_equal_one_at_a_time(size):
     assert len({text for text, _ in texts}) > 4
 
 
-def test_a_long_prompt_is_continued_as_its_last_characters_are():
-    model = decided()
+def test_only_the_last_characters_of_a_long_prompt_count():
+    model = sharpened()
     [long] = words([30])
-    [whole], [end] = (sample(model, CHARS, [prompt], 20, 12, 1.0, None, seeded()) for prompt in (long, long[-9:]))
+    [whole], [end] = (
+        sample(model, CHARS, [prompt], 20, 12, 1.0, None, seeded()) for prompt in (long, long[-9:]))
     assert whole == end and len(set(whole)) > 10
 
 
-def test_a_sample_ends_with_its_stop_character_and_the_others_go_on():
+def test_a_sample_ends_at_its_stop_character_while_others_continue():
     model = build("n14", 9, 5)
     texts = sample(model, CHARS[:5], words([2, 4, 3], CHARS[:5]), 20, 8, 1.0, None, seeded(), stop="d")
     for text in sum(texts, []):
@@ -280,27 +289,28 @@ def test_a_sample_ends_with_its_stop_character_and_the_others_go_on():
     assert len({len(text) for text in sum(texts, [])}) > 2
 
 
-def test_stopping_cuts_a_text_and_changes_nothing_before():
-    model, prompts = decided(), words([3, 12, 5, 7, 1, 9])
+def test_stopping_changes_nothing_before_the_stop_character():
+    model, prompts = sharpened(), words([3, 12, 5, 7, 1, 9])
     whole, cut = (sample(model, CHARS, prompts, 2, 12, 1.0, 1, seeded(), stop) for stop in (None, "e"))
-    assert cut == [[text[: text.index("e") + 1] if "e" in text else text for text in texts] for texts in whole]
+    assert cut == [[text[: text.find("e") + 1] or text for text in texts] for texts in whole]
     assert whole != cut
 
 
-def test_samples_follow_the_softmax_of_their_own_context():
+def test_samples_follow_the_softmax_of_their_context():
     chars = CHARS[:5]
     model = build("n14", 9, 5)
     model.lm_head.weight.data *= 12
-    prompts, each = ["bc", "e", "bc"], 20_000
-    texts = sample(model, chars, prompts, each, 2, temperature=0.8, top_k=3, generator=seeded())
+    prompts, samples = ["bc", "e", "bc"], 20_000
+    texts = sample(model, chars, prompts, samples, 2, temperature=0.8, top_k=3, generator=seeded())
     compared = 0
     for prompt, group in zip(prompts, texts):
-        assert len(group) == each
+        assert len(group) == samples
         for before in ("", *chars):  # the first new character, and the second after each first one
             following = [text[len(before)] for text in group if text.startswith(before)]
             if len(following) < 2000:
                 continue
-            logits = next_logits(model, torch.tensor([[chars.index(char) for char in prompt + before]]))[0] / 0.8
+            idx = torch.tensor([[chars.index(char) for char in prompt + before]])
+            logits = next_logits(model, idx)[0] / 0.8
             expected = logits.masked_fill(logits < logits.topk(3).values[-1], -math.inf).softmax(dim=0)
             share = torch.tensor([following.count(char) / len(following) for char in chars])
             assert (share - expected).abs().max() < 0.04 and (expected > 0)[share > 0].all()
@@ -309,16 +319,17 @@ def test_samples_follow_the_softmax_of_their_own_context():
     assert compared >= 6 and texts[0] != texts[2]
 
 
-def test_sampling_draws_from_its_own_generator_only():
+def test_sampling_uses_only_the_generator_it_is_given():
     model = build("n14", 9, 17)
     before = torch.get_rng_state()
-    first, second, other = (sample(model, CHARS, ["abc", "d"], 10, 6, 1.0, None, seeded(seed)) for seed in (5, 5, 6))
+    first, second, other = (
+        sample(model, CHARS, ["abc", "d"], 10, 6, 1.0, None, seeded(seed)) for seed in (5, 5, 6))
     assert first == second != other
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_without_targets_the_model_gives_the_logits_of_the_last_position():
-    model = decided()
+def test_without_targets_the_model_returns_only_the_last_logits():
+    model = sharpened()
     idx = torch.randint(17, (6, 4), generator=seeded())
     logits, loss = model(idx)
     assert loss is None and logits.shape == (6, 1, 17)
@@ -326,8 +337,8 @@ def test_without_targets_the_model_gives_the_logits_of_the_last_position():
 
 
 @pytest.mark.parametrize("top_k", [1, 3, None, 1000])
-def test_the_next_token_is_drawn_as_nanogpt_draws_it(top_k):
-    logits = next_logits(decided(), torch.randint(17, (6, 4), generator=seeded()))
+def test_next_token_probabilities_match_nanogpt(top_k):
+    logits = next_logits(sharpened(), torch.randint(17, (6, 4), generator=seeded()))
     expected = logits / 0.7
     if top_k is not None:
         expected[expected < expected.topk(min(top_k, 17)).values[:, -1:]] = -math.inf

@@ -1,4 +1,4 @@
-"""The figures show what results.csv holds: axes, labels, series and red dots, not only a file."""
+"""Check that the figures show the data of results.csv: axes, labels, series and red dots."""
 
 import csv
 import json
@@ -14,9 +14,12 @@ from study.experiments.results import find_runs, read_run
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 
-# The columns of the published runs: no held_out_*, no combined_acc.
-HEADER = "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,train_loss,val_loss"
-MATH = [(0, 0, 0), (250, 455, 91), (500, 910, 910), (750, 910, 900), (1000, 910, 910)]  # iter, add, sub of 910
+# The published runs have these columns: no held_out_*, no combined_acc.
+HEADER = (
+    "iter,add_correct,add_total,sub_correct,sub_total,math_acc,facts_correct,facts_total,facts_acc,"
+    "train_loss,val_loss")
+# (iteration, correct additions of 910, correct subtractions of 910)
+MATH = [(0, 0, 0), (250, 455, 91), (500, 910, 910), (750, 910, 900), (1000, 910, 910)]
 
 
 def math_rows():
@@ -34,7 +37,8 @@ def write_results(folder, rows):
 
 
 def curves(ax):
-    return {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.get_lines()}
+    return {
+        line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.get_lines()}
 
 
 def red_dots(ax):
@@ -46,7 +50,7 @@ def legend(figure):
     return [text.get_text() for text in only.get_texts()]
 
 
-def test_a_run_is_drawn_with_its_accuracies_its_loss_and_its_red_dots(project, tmp_path):
+def test_a_run_is_drawn_with_accuracies_loss_and_red_dots(project, tmp_path):
     figure = plot_results.plot_run(write_results(tmp_path / "math_mini_14", math_rows()), log_x=False)
     ax, loss_ax = figure.axes
     iterations = [0, 250, 500, 750, 1000]
@@ -60,7 +64,8 @@ def test_a_run_is_drawn_with_its_accuracies_its_loss_and_its_red_dots(project, t
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("iteration", "accuracy (%)")
     assert "validation loss" in loss_ax.get_ylabel() and ax.get_xscale() == "linear"
     assert ax.get_title() == "math_mini_14 (1,456 parameters)"
-    assert legend(figure) == ["addition", "subtraction", "addition and subtraction at 100%", "validation loss"]
+    assert legend(figure) == [
+        "addition", "subtraction", "addition and subtraction at 100%", "validation loss"]
 
 
 def test_the_iteration_axis_can_be_logarithmic(project, tmp_path):
@@ -68,14 +73,14 @@ def test_the_iteration_axis_can_be_logarithmic(project, tmp_path):
     assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_title() == "run"
 
 
-def test_a_facts_run_shows_facts_alone(project, tmp_path):
+def test_a_facts_run_shows_only_facts(project, tmp_path):
     figure = plot_results.plot_run(write_results(tmp_path / "facts_mini_56", facts_rows()), log_x=False)
     assert legend(figure) == ["capitals", "validation loss"] and red_dots(figure.axes[0]) == []
     assert curves(figure.axes[0])["capitals"][1] == pytest.approx([0, 25, 50, 75, 100])
     assert figure.axes[0].get_title() == "facts_mini_56 (21,840 parameters)"
 
 
-def test_a_run_of_ours_is_plotted_into_its_folder(call, runs):
+def test_a_new_run_is_plotted_into_its_folder(call, runs):
     folder = runs / "both_mini_14"
     result = call("plot_results.py", "--model_folder", folder)
     assert result.returncode == 0, result.stderr
@@ -96,27 +101,33 @@ def test_the_grid_has_a_panel_for_each_model_and_one_legend(project, tmp_path):
     grids, runs = find_runs(tmp_path, "")
     figure = plot_all_models.plot_grid(grids["combined"], runs)
     assert [ax.get_title() for ax in figure.axes] == [
-        "n14 (2,142 parameters)", "n28 (6,636 parameters)", "n56 (22,680 parameters)", "MLT (10,647,168 parameters)"]
+        "n14 (2,142 parameters)", "n28 (6,636 parameters)", "n56 (22,680 parameters)",
+        "MLT (10,647,168 parameters)"]
     n14, n28, n56, mlt = figure.axes
     assert list(curves(n14)) == ["addition", "subtraction"] and list(curves(n28)) == ["capitals"]
     assert red_dots(n14) == red_dots(mlt) == [[500, 100], [1000, 100]]
     assert not curves(n56) and "not run yet" in n56.texts[0].get_text()
-    assert sorted(legend(figure)) == ["addition", "addition and subtraction at 100%", "capitals", "subtraction"]
+    assert sorted(legend(figure)) == [
+        "addition", "addition and subtraction at 100%", "capitals", "subtraction"]
     assert n56.get_xlabel() == mlt.get_xlabel() == "iteration" and n14.get_ylabel() == "accuracy (%)"
 
 
-def test_a_run_that_is_not_complete_says_so_in_its_panel(project, tmp_path):
-    folder = write_results(tmp_path / "runs" / "math_mini_mlt", math_rows())  # where run_experiment.py makes it
-    made = {"config": {"max_iters": 30_000}, "num_params": 10_628_352, "iter_num": 1000, "seconds": {"training": 9.0},
-            "device": "cpu", "device_name": "Some CPU", "threads": 2, "dtype": "bfloat16", "torch": "9.9"}
-    (folder / "run.json").write_text(json.dumps(made))
+def test_the_panel_of_an_unfinished_run_says_so(project, tmp_path):
+    # run_experiment.py makes its runs in this folder.
+    folder = write_results(tmp_path / "runs" / "math_mini_mlt", math_rows())
+    info = {"config": {"max_iters": 30_000}, "num_params": 10_628_352, "iter_num": 1000,
+            "seconds": {"training": 9.0}, "device": "cpu", "device_name": "Some CPU", "threads": 2,
+            "dtype": "bfloat16", "torch": "9.9"}
+    (folder / "run.json").write_text(json.dumps(info))
     grids, runs = find_runs(tmp_path, "")
-    titles = [plot_all_models.plot_grid(grids["math"], runs).axes[3].get_title(), plot_results.plot_run(folder, False).axes[0].get_title()]
-    assert titles == [f"{name} (10,628,352 parameters, at 1,000 of 30,000)" for name in ("MLT", "math_mini_mlt")]
+    panel = plot_all_models.plot_grid(grids["math"], runs).axes[3]
+    assert panel.get_title() == "MLT (10,628,352 parameters, at 1,000 of 30,000)"
+    ax = plot_results.plot_run(folder, False).axes[0]
+    assert ax.get_title() == "math_mini_mlt (10,628,352 parameters, at 1,000 of 30,000)"
 
 
 @pytest.mark.parametrize("suffix", ["", "_wd"])
-def test_the_grids_name_the_runs_that_are_missing(call, in_tmp, suffix):
+def test_missing_runs_are_named_when_grids_are_drawn(call, in_tmp, suffix):
     write_results(in_tmp / f"math_mini_14{suffix}", math_rows())
     write_results(in_tmp / f"facts_mini_mlt{suffix}", facts_rows())
     result = call("plot_all_models.py", "--suffix", suffix) if suffix else call("plot_all_models.py")
@@ -130,10 +141,10 @@ def test_the_grids_name_the_runs_that_are_missing(call, in_tmp, suffix):
         assert min(image.shape[:2]) > 1200 and path.stat().st_size < 500_000
 
 
-def test_a_last_line_that_is_cut_is_left_out_and_said_so(call, project, in_tmp):
+def test_a_truncated_last_line_is_skipped_with_a_note(call, project, in_tmp):
     folder = write_results(in_tmp / "run", math_rows())
     whole = (folder / "results.csv").read_text()
-    for cut in (3, 20):  # within the last number, and fields short
+    for cut in (3, 20):  # within the last number, and with fields missing
         (folder / "results.csv").write_text(whole[:-cut])
         result = call("plot_results.py", "--model_folder=run")
         assert result.returncode == 0 and "last line" in result.stderr and "cut off" in result.stderr

@@ -1,4 +1,4 @@
-"""The headline: what is counted as right, wrong and held out, in a row of results.csv, for every dataset."""
+"""Check what a row of results.csv counts as right, wrong and held out, for every dataset."""
 
 import contextlib
 from types import SimpleNamespace
@@ -16,7 +16,10 @@ FACTS = [line.split(" = ") for line in CAPITALS.splitlines()]
 
 
 class Reciter:
-    """Stands in for a model: continues every context as one of its texts goes on; its loss is the mean of the last targets."""
+    """Stand in for a model: continue every context with the text that contains it.
+
+    The loss is the mean of the last targets.
+    """
 
     def __init__(self, chars, block_size, texts):
         self.chars, self.texts = chars, [text for text in texts if set(text) <= set(chars)]
@@ -30,9 +33,10 @@ class Reciter:
         for i, row in enumerate(idx.tolist()):
             for t in range(len(row)):
                 context = "".join(self.chars[token] for token in row[: t + 1])
-                following = [text[text.find(context) + len(context) :] for text in self.texts if context in text]
+                following = [
+                    text[text.find(context) + len(context) :] for text in self.texts if context in text]
                 if following and following[0]:
-                    logits[i, t, self.chars.index(following[0][0])] = 1.0  # near temperature 0: certain
+                    logits[i, t, self.chars.index(following[0][0])] = 1.0  # certain near temperature 0
         return logits
 
     def __call__(self, idx, targets):
@@ -45,22 +49,26 @@ class Reciter:
         self.training = True
 
 
-def right(text):
-    """Which problems the reciter has right: sums with b = 0, differences with a = b, and three of the held-out four."""
+def solves(text):
+    """Tell whether the reciter solves a problem.
+
+    It solves sums with b = 0, differences with a = b, and three of the four held-out problems.
+    """
     a, sign, b = text
     return (b == "0" if sign == "+" else a == b) or text in ("5+7", "5-7", "7-5")
 
 
 def texts():
-    """What the reciter says: right answers to some problems, wrong ones to the others, in every way one can be wrong."""
+    """Yield the texts of the reciter: some answers are right, the others wrong in every possible way."""
     wrong = ["99", "-99", "+", "-", "="]
     for a in range(10):
         for sign in "+-":
             for b in range(10):
                 answer = a + b if sign == "+" else a - b
-                yield f"<{a}{sign}{b}=" + (f"{answer}>" if right(f"{a}{sign}{b}") else wrong[(a + b) % 5] + ">")
+                given = answer if solves(f"{a}{sign}{b}") else wrong[(a + b) % 5]
+                yield f"<{a}{sign}{b}={given}>"
     for i, (country, city) in enumerate(FACTS):
-        # Right for the first 20; then without the last letter, with one more, or in small letters.
+        # The first 20 are right; the others lack a letter, have one too many, or are in lower case.
         given = city if i < 20 else (city[:-1], city + "s", city.lower())[i % 3]
         yield f"Capital of {country} is {given} \n"
 
@@ -70,14 +78,16 @@ def texts():
     ("facts_char", 24, False, True, 200 / 500),
     ("both_math_and_facts", 24, True, True, 430 / 2500),
 ])
-def test_a_row_counts_what_a_model_gets_right(project, dataset, block_size, math, facts, combined):
+def test_a_row_counts_right_answers(project, dataset, block_size, math, facts, combined):
     chars, meta = read_meta(dataset)
     splits = load_splits(dataset, block_size, CPU)
     model = Reciter(chars, block_size, texts())
     cfg = SimpleNamespace(seed=1337, batch_size=500)
-    row = evaluate(model, splits, chars, tasks_spelled_by(chars, meta["held_out"]), 250, cfg, contextlib.nullcontext())
+    tasks = tasks_spelled_by(chars, meta["held_out"])
+    row = evaluate(model, splits, chars, tasks, 250, cfg, contextlib.nullcontext())
     loss = splits["train"][:, -1].double().mean().item()
-    # Of 100 sums 10 have b = 0 and 5+7 is known besides; of 100 differences 10 have a = b, and 5-7 and 7-5 are.
+    # The reciter solves 11 of 100 sums: 10 with b = 0, and 5+7.
+    # It solves 12 of 100 differences: 10 with a = b, 5-7 and 7-5.
     assert row == {
         "iter": 250,
         "add_correct": 110 * math, "add_total": 1000 * math,
@@ -89,8 +99,8 @@ def test_a_row_counts_what_a_model_gets_right(project, dataset, block_size, math
         "held_out_answers": "5+7=12 7+5=? 5-7=-2 7-5=2" * math,
     }
     assert list(row) == (
-        "iter add_correct add_total sub_correct sub_total math_acc facts_correct facts_total facts_acc train_loss val_loss "
-        "held_out_correct held_out_total combined_acc held_out_answers").split()
+        "iter add_correct add_total sub_correct sub_total math_acc facts_correct facts_total facts_acc "
+        "train_loss val_loss held_out_correct held_out_total combined_acc held_out_answers").split()
     assert model.training
 
 
@@ -101,7 +111,7 @@ def test_a_row_counts_what_a_model_gets_right(project, dataset, block_size, math
     ("0,4;5,7", 40, 80),
     ("none", 0, 0),
 ])
-def test_what_counts_as_held_out_is_what_the_dataset_held_out(project, held_out, correct, total):
+def test_held_out_counts_cover_the_pairs_of_the_dataset(project, held_out, correct, total):
     chars, _ = read_meta("as_math")
     splits = load_splits("as_math", 9, CPU)
     model = Reciter(chars, 9, texts())
@@ -111,8 +121,9 @@ def test_what_counts_as_held_out_is_what_the_dataset_held_out(project, held_out,
     assert (row["add_correct"], row["sub_correct"]) == (110, 120)
 
 
-def test_a_summary_leaves_out_what_is_not_part_of_the_run():
-    row = dict.fromkeys(("add_correct", "add_total", "sub_correct", "sub_total", "held_out_correct", "held_out_total"), 0)
+def test_a_summary_omits_tasks_that_the_run_does_not_have():
+    row = dict.fromkeys((
+        "add_correct", "add_total", "sub_correct", "sub_total", "held_out_correct", "held_out_total"), 0)
     assert accuracies(row | {"facts_correct": 41, "facts_total": 500}) == {"facts": "8.2%"}
     row = {"add_correct": 990, "add_total": 1000, "sub_correct": 5, "sub_total": 1000, "held_out_correct": 30,
            "held_out_total": 40, "facts_correct": 0, "facts_total": 0}
