@@ -102,7 +102,7 @@ def test_a_captured_stack_passes_the_trial_and_its_members_equal_the_plain_loop(
     states = [begin(cfg, dtype)[1] for cfg in cfgs]
     before = [everything_in(state) for state in states]
     step, hand_back, refused = steps.choose_stack_step(
-        states, [windows] * 3, cfgs[0], windows.device, dtype, autocast)
+        states, [windows] * 3, cfgs[0], states[0].device, dtype, autocast)
     assert refused == {} and "a stack of 3" in step.name and "CUDA graph" in step.name
     assert same([everything_in(state) for state in states], before)
 
