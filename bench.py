@@ -150,7 +150,8 @@ def main(cfg):
     step, refused = choose_step(state, splits["train"], cfg, dtype, autocast)
     info = machine(device) | {"dtype": dtype, "step": step.name}
     print(f"{cfg.out_dir}: {model.num_params():,} parameters on {describe(info)}")
-    for note in notes({"step": step.name, "step_refused": refused}, {}, device):
+    resolved |= {"step": step.name, "step_refused": refused}
+    for note in notes(model, resolved, {}, device):
         print(f"note: {note}", file=sys.stderr)
     if device.type == "cpu" and info["threads"] > 1:
         print(f"note: seconds are CPU time, added up over {info['threads']} threads; OMP_NUM_THREADS=1 gives "

@@ -61,7 +61,7 @@ wandb_run_name = ""  # its run; out_dir unless set
 # machine
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 dtype = "auto"  # float32, bfloat16, float16, or auto: bfloat16 on CUDA (float16 without it), else float32
-fast = True  # on a CPU without dropout: the C step (one layer and head, no bias, float32) or shared contexts
+fast = True  # on a CPU: C step (one layer and head, float32), shared contexts or 16-bit dropout masks
 compile = "auto"  # torch.compile PyTorch's update: True, False or auto (on CUDA with one process)
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto (on CUDA with one process)
 

@@ -94,6 +94,12 @@ def cpu_info():
         return platform.processor() or platform.machine()
 
 
+def multiplies_bfloat16():
+    """Return whether the processor has instructions for matrix products in bfloat16."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def machine(device):
     """Return what results depend on besides settings: the device, its threads, the software's versions."""
     driver = None

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from study import StudyError
+from study.device import multiplies_bfloat16
 from study.scoring import accuracies
 
 
@@ -40,7 +41,7 @@ class Progress:
         resumed = f", resumed at iteration {self.done}" if self.done else ""
         self.print(f"{self.cfg.out_dir}: {model.num_params():,} parameters, data {self.cfg.dataset}, "
                    f"tasks {tasks}, {device} {resolved['dtype']}, {resolved['step']}{resumed}")
-        for note in notes(resolved, earlier, device) if self.prints else []:
+        for note in notes(model, resolved, earlier, device) if self.prints else []:
             print(f"note: {note}", file=sys.stderr)
 
     def evaluated(self, row, best):
@@ -66,7 +67,7 @@ class Progress:
             self.print(f"{self.cfg.out_dir}: complete at iteration {it}; this time {spent}")
 
 
-def notes(resolved, earlier, device):
+def notes(model, resolved, earlier, device):
     """What a user should know of the step that a run takes, in one line each."""
     lines = [f"{name} is not used: {reason}; this run trains by {resolved['step']}"
              for name, reason in resolved["step_refused"].items()]
@@ -77,6 +78,9 @@ def notes(resolved, earlier, device):
     elif device.type == "cpu" and threads != torch.get_num_threads():
         lines.append(f"this run was made with OMP_NUM_THREADS={threads} until here; "
                      "another number rounds differently")
+    large = model.num_params() > 10**6
+    if device.type == "cpu" and large and resolved["dtype"] == "float32" and multiplies_bfloat16():
+        lines.append("a model of this size trains faster on this processor with --dtype=bfloat16")
     return lines
 
 

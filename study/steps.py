@@ -5,6 +5,7 @@ is refused with a reason, and the next is tried; the plain step is the last. A t
 the state that the run is in, with the batches and learning rates that come, and puts everything back.
 """
 
+import contextlib
 import copy
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from study import StudyError
 from study.device import machine
-from study.fast import c_step, captured, compiled, shared, stack
+from study.fast import c_step, captured, compiled, masks, shared, stack
 from study.state import random_state, set_random_state
 from study.update import build_optimizer, copy_of, get_lr, make_eager_step, make_update, put_back
 
@@ -20,7 +21,7 @@ UPDATES = 2  # of a trial; with more than one, AdamW's moments and bias correcti
 # What a step may be off by: this many times what the plain step is off by in the run's precision,
 ROUNDING = 10
 # with dropout, this many times what another draw of the masks changes,
-MASKS = 2
+MASKS = 3
 # and a share of the value, in case the plain step is exact by chance.
 SHARE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 # A weight whose gradient has less than this share of the whole one's norm is not compared: AdamW makes full
@@ -44,13 +45,28 @@ def choose_step(state, windows, cfg, dtype, autocast, earlier=None):
         try:
             step = make()
             if not took(earlier or {}, step, state.device):
-                expected = expected or expect(state, windows, cfg, dtype, autocast, indices, lrs)
-                try_step(step, state, before, cfg, indices, lrs, expected)
+                with no_dropout(state.model) if name == masks.NAME else contextlib.nullcontext():
+                    expected = expected or expect(state, windows, cfg, dtype, autocast, indices, lrs)
+                    try_step(step, state, before, cfg, indices, lrs, expected)
             return step, refused
         except Exception as error:  # whatever it is, the run goes on without this step
             refused[name] = reason_of(error)
             restore(state, before, settings=True)
     return make_eager_step(plain, state.optimizer), refused
+
+
+@contextlib.contextmanager
+def no_dropout(model):
+    """Inside, a model in training drops nothing, so that a step with other masks compares exactly."""
+    dropouts = [(module, name, getattr(module, name)) for module in model.modules()
+                for name in ("p", "dropout") if isinstance(getattr(module, name, None), float)]
+    for module, name, _ in dropouts:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, p in dropouts:
+            setattr(module, name, p)
 
 
 def try_step(step, state, before, cfg, indices, lrs, expected):
@@ -85,10 +101,13 @@ def fast_steps(state, windows, cfg, dtype, autocast, plain):
         steps.append((graph, lambda: capture(plain, graph)))
     elif compiles:
         steps.append(("PyTorch, compiled", lambda: compiled.make_compiled_step(plain, optimizer, device)))
+    on_cores = on_cpu and single and cfg.fast and not compiles
     # In a model of one layer, finding what windows share takes as long as it saves.
-    if on_cpu and single and cfg.fast and not compiles and cfg.n_layer > 1 and cfg.dropout == 0:
+    if on_cores and cfg.dropout == 0 and cfg.n_layer > 1:
         name = "PyTorch, contexts shared"
         steps.append((name, lambda: shared.make_shared_step(state, windows, cfg, autocast)))
+    elif on_cores and cfg.dropout > 0:
+        steps.append((masks.NAME, lambda: masks.make_masks_step(state, windows, cfg, autocast)))
     return steps
 
 
@@ -170,15 +189,28 @@ def expect(state, windows, cfg, dtype, autocast, indices, lrs):
     set_random_state(random, state.device)
     rounded = plain_result(weights_dtype, autocast)
     allowed = {name: ROUNDING * off + SHARE[dtype] for name, off in distances(rounded, exact, start).items()}
-    if cfg.dropout > 0:
+    if state.model.transformer.drop.p > 0:
         another = plain_result(weights_dtype, autocast)  # the random state has moved on
-        for name, off in distances(another, rounded, start).items():
-            allowed[name] += MASKS * off
+        off = distances(another, rounded, start)
+        # Two draws of one number may be close by chance: what the most different one is off by counts.
+        for kind in (start.keys(), off.keys() - start.keys() - {"loss"}):
+            most = max(off[name] for name in kind)
+            for name in kind:
+                allowed[name] += MASKS * most
+        allowed["loss"] += 2 * MASKS * spread_of_loss(state.model, windows[indices[-1, 0]], autocast)
     set_random_state(random, state.device)
     for name in start:
         if exact[gradient_of(name)] < NEGLIGIBLE[dtype] * exact["gradient norm"]:
             del allowed[name], allowed[gradient_of(name)]
     return exact, allowed, start
+
+
+@torch.no_grad()
+def spread_of_loss(model, windows, autocast, draws=10):
+    """Standard deviation, as a share of the mean, of the loss over draws of dropout's masks."""
+    with autocast:
+        losses = torch.stack([model(windows[:, :-1], windows[:, 1:])[1].double() for _ in range(draws)])
+    return float(losses.std() / losses.mean())
 
 
 def result_of(model, optimizer, loss, cfg):

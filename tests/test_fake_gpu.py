@@ -247,7 +247,8 @@ def test_seeding_the_cpu_leaves_the_gpu_settings_as_they_are(undo_seeding):
 
 
 COMPILED, CAPTURED = "PyTorch, compiled", "PyTorch, one CUDA graph an update"
-BOTH, SHARED, C_STEP = "PyTorch, compiled, one CUDA graph an update", "PyTorch, contexts shared", "C step"
+BOTH = "PyTorch, compiled, one CUDA graph an update"
+C_STEP, SHARED, MASKS = "C step", "PyTorch, contexts shared", "PyTorch, 16-bit masks"
 
 
 @pytest.mark.parametrize("device, compile, cuda_graph, scales, processes, names", [
@@ -295,15 +296,19 @@ def test_compiling_and_capturing_depend_on_settings_processes_and_loss_scale(
     ("", "float32", 2, []),
     ("--n_head=2", "float32", 1, []),
     ("--bias=True", "float32", 1, []),
-    ("--dropout=0.1", "float32", 1, []),
+    ("--dropout=0.1", "float32", 1, [MASKS]),
+    ("--dropout=0.1", "bfloat16", 1, [MASKS]),
+    ("--dropout=0.1", "float32", 2, []),
+    ("--dropout=0.1 --fast=False", "float32", 1, []),
     ("--n_layer=2", "float32", 1, [SHARED]),
     ("--n_layer=2", "bfloat16", 1, [SHARED]),
     ("--n_layer=2 --compile=True", "float32", 1, [COMPILED]),
-    ("--n_layer=2 --dropout=0.1", "float32", 1, []),
+    ("--n_layer=2 --dropout=0.1", "float32", 1, [MASKS]),
+    ("--n_layer=2 --dropout=0.1 --compile=True", "float32", 1, [COMPILED]),
     ("--n_layer=2 --fast=False", "float32", 1, []),
     ("--n_layer=2", "float32", 2, []),
 ])
-def test_on_a_cpu_the_c_step_and_shared_contexts_are_offered_to_the_models_they_fit(
+def test_on_a_cpu_each_fast_step_is_offered_to_the_models_it_fits(
         settings, monkeypatch, arguments, dtype, processes, names):
     cfg = settings("math_mini_14", *arguments.split())
     windows, vocab_size = windows_of(cfg)

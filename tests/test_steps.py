@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from conftest import SHORT, rows_of
 
 import train_with_eval
-from study import steps
+from study import steps, update
 from study.device import setup_device
-from study.fast import c_step, compiled, shared
+from study.fast import c_step, compiled, masks, shared
 from study.settings import configure
 from study.state import set_up
 from study.update import get_lr
@@ -83,6 +82,16 @@ def test_a_shared_step_with_a_wrong_gradient_is_refused(call, in_tmp, monkeypatc
     result = call("train_with_eval.py", *SHORT, *DEEP, "--out_dir=run")
     reason = refusal_of(result, "run", "PyTorch, contexts shared")
     assert "loss" in reason and same_result("run", plain_run(*DEEP))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.05, float("nan")])
+def test_a_step_whose_masks_scale_wrongly_is_refused(call, in_tmp, monkeypatch, plain_run, factor):
+    right = masks.mask
+    monkeypatch.setattr(masks, "mask", lambda *arguments: factor * right(*arguments))
+    dropout = (*DEEP, "--dropout=0.2")
+    result = call("train_with_eval.py", *SHORT, *dropout, "--out_dir=run")
+    refusal_of(result, "run", "PyTorch, 16-bit masks")
+    assert same_result("run", plain_run(*dropout))
 
 
 @pytest.mark.parametrize("failure", ["raises", "wrong gradient", "wrong learning rate"])
@@ -164,8 +173,8 @@ def test_the_trial_allows_the_differences_of_rounding_and_dropout_and_no_more(pr
     state, windows, cfg, dtype, autocast = prepare(project, *DEEP, "--dropout=0.2", "--dtype=bfloat16")
     indices, lrs = steps.next_batches(state, cfg)
     exact, allowed, start = steps.expect(state, windows, cfg, dtype, autocast, indices, lrs)
-    no_dropout = types.SimpleNamespace(**vars(cfg) | {"dropout": 0.0})
-    _, allowed_without, _ = steps.expect(state, windows, no_dropout, dtype, autocast, indices, lrs)
+    with steps.no_dropout(state.model):
+        _, allowed_without, _ = steps.expect(state, windows, cfg, dtype, autocast, indices, lrs)
     assert all(allowed[name] > allowed_without[name] for name in allowed_without)
     steps.compare(exact, exact, allowed, start)
     with pytest.raises(ArithmeticError, match="loss"):
@@ -175,10 +184,35 @@ def test_the_trial_allows_the_differences_of_rounding_and_dropout_and_no_more(pr
         steps.compare(exact | negated, exact, allowed, start)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("arguments", [
+    "--dropout=0.2 --n_layer=2 --n_head=2 --n_embd=16 --batch_size=64",
+    "--dropout=0.5 --n_embd=28 --dtype=bfloat16",
+])
+def test_a_right_step_with_other_masks_is_taken(project, seed, arguments):
+    state, windows, cfg, dtype, autocast = prepare(project, f"--seed={seed}", *arguments.split())
+    step, refused = steps.choose_step(state, windows, cfg, dtype, autocast)
+    assert (step.name, refused) == (masks.NAME, {})
+    layers = [module.p for module in state.model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert {*layers, *(block.attn.dropout for block in state.model.transformer.h)} == {cfg.dropout}
+
+
+def test_the_trial_allows_for_masks_that_differ(project):
+    arguments = ("--dropout=0.3", "--n_embd=16", "--n_head=2", "--batch_size=64")
+    for seed in range(10):
+        state, windows, cfg, dtype, autocast = prepare(project, f"--seed={seed}", *arguments)
+        indices, lrs = steps.next_batches(state, cfg)
+        expected = steps.expect(state, windows, cfg, dtype, autocast, indices, lrs)
+        torch.manual_seed(1000 + seed)
+        plain = update.make_update(state.model, state.optimizer, state.scaler, windows, cfg, autocast)
+        step = update.make_eager_step(plain, state.optimizer)
+        steps.compare(steps.result_of(state.model, state.optimizer, step.run(indices, lrs), cfg), *expected)
+
+
 def test_each_fast_step_is_a_file_that_imports_no_other_step():
     paths = Path(steps.__file__).parent.glob("fast/*.py")
     files = {path.stem: path.read_text() for path in paths if path.stem != "__init__"}
-    assert {"c_step", "captured", "compiled", "shared", "stack"} == files.keys()
+    assert {"c_step", "captured", "compiled", "masks", "shared", "stack"} == files.keys()
     for name, source in files.items():
         code = source.split('"""', 2)[2]
         another_step = rf"study\.fast(?!\.{name})|from study import steps|study\.steps import"
