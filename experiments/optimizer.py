@@ -4,7 +4,7 @@
 # Primary outcome: mean share of held-out samples right at the last evaluation.
 # Question: does another rate than 1e-2 make n28 generalize? If capacity alone decides, none does:
 # the prediction is that no rate lifts the mean of n28 above 25%.
-# Test: each rate against 1e-2 on the same 20 seeds, paired permutation, Holm's correction over the five rates.
+# Test: each rate against 1e-2 on the same 20 seeds, paired permutation, Holm's correction over the rates.
 # Secondary: how many runs have every held-out sample right, the trained share, the other widths.
 # The smallest rate is always a hundredth of the largest. experiments/seeds.py and map.py have the rate 1e-2.
 from study.experiments import grid

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from study.experiments.statistics import (
-    difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson)
+    bootstrap, half_width, holm, mcnemar, paired_p,
+    difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson,
+)
 
 
 @pytest.mark.parametrize("right, total, low, high", [
@@ -55,3 +57,39 @@ def test_a_permutation_test_detects_only_rows_that_differ():
     assert permutation_p(noise, draws=500) == permutation_p(noise, draws=500)  # the draws are seeded
     trials = [permutation_p(rng.normal(size=(6, 4)), draws=200)[0] for _ in range(200)]
     assert 0.01 < np.mean(np.array(trials) <= 0.05) < 0.11  # one in twenty tables without an effect
+
+
+@pytest.mark.parametrize("only_a, only_b, p", [
+    (9, 35, 1.06e-4), (26, 21, 0.560), (0, 5, 0.0625), (3, 3, 1.0), (0, 0, 1.0),  # binomial tails
+])
+def test_mcnemars_test_is_the_binomial_test_of_the_pairs_that_differ(only_a, only_b, p):
+    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a) == pytest.approx(p, rel=5e-3)
+
+
+def test_a_paired_test_sees_a_small_difference_that_all_pairs_have():
+    rng = np.random.default_rng(0)
+    assert paired_p([0.1] * 12) < 0.001 and paired_p([1, -1, 1, -1]) == 1
+    assert paired_p([0.0] * 5) == 1
+    trials = [paired_p(rng.normal(size=10), draws=200) for _ in range(300)]
+    assert 0.02 < np.mean(np.array(trials) <= 0.05) < 0.09
+
+
+def test_holms_correction_is_stepwise_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand
+    assert holm([0.5]) == [0.5] and max(holm([0.6, 0.9])) == 1
+
+
+def test_a_bootstrap_interval_of_a_mean_is_the_normal_one():
+    values = np.random.default_rng(1).normal(size=400)
+    low, high = bootstrap(lambda groups: groups[0].mean(), [values])
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1) and low < values.mean() < high
+    assert np.isnan(bootstrap(lambda groups: np.nan, [values])).all()
+
+
+def test_the_width_at_a_half_is_interpolated_on_a_logarithmic_axis():
+    assert half_width([4, 16, 64], [0, 1, 1]) == pytest.approx(8)
+    assert half_width([4, 16, 64], [0.8, 0.8, 0], falling=True) == pytest.approx(32)  # half of the maximum
+    assert half_width([2, 4, 16, 64], [0, 1, 0.75, 0.25], falling=True) == pytest.approx(32)
+    for never in ([0.1, 0.2, 0.4], [0.6, 0.7, 0.8]):
+        assert np.isnan(half_width([4, 16, 64], never))
+    assert np.isnan(half_width([4, 16, 64], [0, 0.5, 1], falling=True))

@@ -62,3 +62,56 @@ def permutation_p(table, draws=10_000, seed=0):
         observed = ((values.mean(axis=1) - values.mean()) ** 2).sum()
         tests.append((1 + (spread >= observed * (1 - 1e-12)).sum()) / (1 + draws))
     return tuple(float(p) for p in tests)
+
+
+def paired_p(differences, draws=10_000, seed=0):
+    """Two-sided p of a paired permutation test that the mean difference is zero: signs are flipped."""
+    differences, rng = np.asarray(differences, dtype=float), np.random.default_rng(seed)
+    signs = rng.choice([-1, 1], size=(draws, len(differences)))
+    at_least = np.abs((signs * differences).mean(axis=1)) >= abs(differences.mean()) - 1e-12
+    return float((1 + at_least.sum()) / (1 + draws))
+
+
+def mcnemar(only_a, only_b):
+    """Two-sided p of McNemar's exact test: of the pairs that differ, so many have only a, so many only b."""
+    differing = only_a + only_b
+    tail = sum(math.comb(differing, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**differing)
+
+
+def holm(ps):
+    """p values with Holm's correction for testing all of them (Holm 1979), in the order given."""
+    order = np.argsort(ps)
+    steps = [min(1.0, (len(ps) - rank) * ps[i]) for rank, i in enumerate(order)]
+    corrected = np.empty(len(ps))
+    corrected[order] = np.maximum.accumulate(steps)
+    return [float(p) for p in corrected]
+
+
+def bootstrap(statistic, groups, draws=2000, seed=0):
+    """95% percentile interval of statistic(groups), with the runs of each group drawn again.
+
+    groups: a list of lists of values. Draws for which the statistic is nan do not count; (nan, nan) if these
+    are more than one in twenty.
+    """
+    rng, groups = np.random.default_rng(seed), [np.asarray(group, dtype=float) for group in groups]
+    values = np.array([statistic([rng.choice(group, len(group)) for group in groups]) for _ in range(draws)])
+    if np.isnan(values).mean() > 0.05:
+        return math.nan, math.nan
+    return tuple(float(bound) for bound in np.nanpercentile(values, (2.5, 97.5)))
+
+
+def half_width(widths, shares, falling=False):
+    """The width at which mean shares (from 0 to 1) pass a half; nan if they do not.
+
+    Rising: where they first reach 0.5. Falling: where they last pass half of their maximum, to the right of
+    it. Between two widths the logarithm of the width is interpolated linearly.
+    """
+    widths, shares = np.log(widths), np.asarray(shares, dtype=float)
+    level = shares.max() / 2 if falling else 0.5
+    above = np.flatnonzero(shares >= level)
+    right = above[-1] + 1 if falling else (above[0] if len(above) else 0)
+    if not len(above) or not 0 < right < len(shares):
+        return math.nan
+    share = (level - shares[right - 1]) / (shares[right] - shares[right - 1])
+    return float(np.exp(widths[right - 1] + share * (widths[right] - widths[right - 1])))

@@ -1,0 +1,12 @@
+# Is it the order of the lines? A text of 50 orders, one after the other, so that no order can be learned.
+#
+# Written before the runs were looked at. A pilot of two seeds of n28 had 0 of 40.
+# Primary outcome: mean share of held-out samples right at the last evaluation.
+# Question: do wide models that have no order to memorize find the rule? Prediction: if the capacity that the
+# order takes is what counts, the score falls off at a larger width; if that for the answers, it does not.
+# Test: against the paper's text on the same 20 seeds (experiments/map.py, seeds.py), paired permutation, at
+# each width, Holm's correction over the nine widths. The loss is over all 50 orders and not compared.
+from study.experiments import grid
+
+runs = grid(seed=range(1, 21), shuffles=50, config="math_mini_14",
+            n_embd=[14, 28, 20, 16, 18, 22, 24, 40, 56])

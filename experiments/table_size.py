@@ -1,0 +1,33 @@
+# Does the end of generalization move with the table? Tables of other sizes, random and true.
+#
+# Written before the runs were looked at.
+# For each table: n_mem is the width at which half of the random table is right, n_gen the width at which the
+# mean held-out score of the true table has fallen to half of its maximum, both at the last evaluation.
+# Primary outcome: the mean share of held-out samples right at the last evaluation, which gives n_gen.
+# Prediction: capacity decides. Then n_gen grows with n_mem: the slope of log n_gen over log n_mem is 1.
+# If the window is fixed, it is 0. The interval of the slope (bootstrap over runs) says which is excluded.
+# Secondary: the ratio n_gen / n_mem of each table, the maximum of the held-out score, operations apart.
+# About one pair in 45 is held out, drawn anew for each seed; the lines have another order for each seed.
+from study.experiments import grid
+
+# operations, max_operand -> pairs held out, block size (a line), widths
+_tables = {
+    ("add", 9): (1, 9, [4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]),
+    ("both", 12): (2, 12, [8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40]),
+    ("both", 6): (1, 9, [4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]),
+    ("both", 9): (1, 9, [6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32]),
+    ("both", 4): (1, 9, [3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20]),
+    ("sub", 9): (1, 9, [4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]),
+    ("add", 19): (4, 12, [8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48]),
+    ("both", 19): (4, 12, [10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64]),
+}
+
+runs = [
+    run
+    for (_operations, _max_operand), (_pairs, _block_size, _widths) in _tables.items()
+    for _seed in range(1, 6)
+    for run in grid(
+        seed=_seed, line_seed=_seed, answer_seed=[-1, _seed], held_out=f"{_pairs} pairs of seed {_seed}",
+        operations=_operations, max_operand=_max_operand, block_size=_block_size,
+        config="math_mini_14", n_embd=_widths)
+]
