@@ -16,7 +16,7 @@ from study.tasks import GROUPS, arithmetic
 out_dir = "out"  # folder of the trained model; without one, the repository's n14
 ckpt = ""  # checkpoint in out_dir; by default ckpt_best_math.pt, else ckpt.pt
 operation = "both"  # addition, subtraction or both
-max_operand = 9  # operands go from 0 to this
+max_operand = 0  # operands go from 0 to this; 0: to the largest of the training text
 grid = False  # print a table of the most frequent answers for each operation instead of a list
 plot = ""  # file to draw these tables into, such as grid.png
 seed = 1337  # of the sampling
@@ -36,23 +36,34 @@ def answer_table(problems, answers, group):
 
 
 def print_table(table):
-    """Print rows of a and columns of b. A star marks wrong answers, brackets mark held-out problems."""
+    """Print rows of a and columns of b. A star marks wrong answers, brackets mark held-out problems.
+
+    The cell of a problem that has no answer is blank: a held-out one of a table of shuffled answers.
+    """
     cells = {}
     for operands, (answer, correct, held_out) in table.items():
         cells[operands] = (f"[{answer}]" if held_out else answer) + ("" if correct else "*")
-    operands = sorted({a for a, _ in table})
+    operands = range(1 + max(map(max, table)))
     width = max(map(len, cells.values())) + 1
     print("a\\b".ljust(4) + "".join(f"{b:>{width}}" for b in operands))
     for a in operands:
-        print(f"{a:<4}" + "".join(f"{cells[a, b]:>{width}}" for b in operands))
+        print(f"{a:<4}" + "".join(f"{cells.get((a, b), ''):>{width}}" for b in operands))
 
 
 def main(cfg):
     if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".pdf") or not Path(cfg.plot).parent.is_dir()):
         raise StudyError(f"plot='{cfg.plot}' must be a .png or .pdf file in a folder that exists")
     model = open_model(cfg, "ckpt_best_math.pt", "math_mini_14")
-    task = arithmetic(model.held_out, cfg.max_operand)
-    groups = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")]
+    try:
+        task = arithmetic(model.table, cfg.max_operand or None)
+    except ValueError as error:
+        raise StudyError(error)
+    groups = [group for group in ("add", "sub") if cfg.operation in (GROUPS[group], "both")
+              and model.table.operations in (group, "both")]
+    if not groups:
+        raise StudyError(f"operation={cfg.operation} is not what {model.path} was trained on: "
+                         f"its text has operations={model.table.operations}")
+    trained = "single digits" if model.table.max_operand == 9 else f"operands to {model.table.max_operand}"
     problems = [problem for problem in task.problems if problem.group in groups]
     answers = answer_problems(model, task, problems, cfg.seed)
     tables = {GROUPS[group]: answer_table(problems, answers, group) for group in groups}
@@ -65,11 +76,10 @@ def main(cfg):
         print_problems(problems, answers)
     for group in groups:
         print_total(GROUPS[group], *tally(problems, answers, lambda problem: problem.group == group))
-        if cfg.max_operand > 9:
-            beyond = tally(problems, answers, lambda problem: problem.group == group and problem.beyond)
-            print_total(f"{GROUPS[group]} beyond single digits", *beyond)
+        beyond = tally(problems, answers, lambda problem: problem.group == group and problem.beyond)
+        print_total(f"{GROUPS[group]} beyond {trained}", *beyond)
     held_out = tally(problems, answers, lambda problem: problem.held_out)
-    print_total(f"held out ({model.held_out})", *held_out)
+    print_total(f"held out ({model.table.held_out})", *held_out)
     if cfg.plot:
         from study.experiments.figures import draw_answers, save_figure  # matplotlib is slow to import
 

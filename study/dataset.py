@@ -1,7 +1,7 @@
 """Read and write a dataset in nanoGPT's layout, in a folder of data/.
 
 train.bin, val.bin  uint16 token ids
-meta.pkl            vocabulary and held-out pairs
+meta.pkl            vocabulary and ProblemTable
 train.txt           the text
 
 A missing or damaged file raises StudyError.
@@ -16,7 +16,7 @@ import numpy as np
 
 from study import ROOT, StudyError
 from study.files import write_files
-from study.tasks import HELD_OUT, parse_pairs
+from study.tasks import ProblemTable, table_of
 
 DATA_DIR = ROOT / "data"
 
@@ -28,10 +28,23 @@ def encode(text):
     return chars, np.array([ids[char] for char in text], dtype=np.uint16)
 
 
-def write_dataset(folder, text, held_out="none"):
+def write_arithmetic(cfg, text, folder):
+    """Write the text of a prepare.py that has the settings of arithmetic_text().
+
+    text: the script's text(). folder: where to write unless cfg.folder is set.
+    """
+    settings = {key: value for key, value in vars(cfg).items() if key != "folder"}
+    try:
+        table, content = table_of(settings), text(**settings)
+    except ValueError as error:
+        raise StudyError(error)
+    write_dataset(cfg.folder or folder, content, table)
+
+
+def write_dataset(folder, text, table=ProblemTable("none")):
     """Write `text` as a dataset into `folder`; create the folder if needed.
 
-    The validation data is the training data (paper, section 3.1). held_out: the pairs missing in the text.
+    The validation data is the training data (paper, section 3.1). table: of the arithmetic in the text.
     """
     folder = Path(folder)
     if not text:
@@ -47,7 +60,7 @@ def write_dataset(folder, text, held_out="none"):
         "itos": dict(enumerate(chars)),
         "stoi": {char: i for i, char in enumerate(chars)},
         "tokens": {"train": len(text), "val": len(text)},  # to notice a truncated .bin
-        "held_out": held_out,
+        **table._asdict(),
     }
     write_files({
         folder / "train.bin": tokens,
@@ -74,6 +87,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
+@functools.cache  # many runs of an experiment have the same text
 def text_of(dataset, **settings):
     """Return the text that data/<dataset>/prepare.py writes with these settings."""
     script = _prepare_script(dataset)
@@ -102,7 +116,7 @@ def read_meta(dataset):
         chars = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         if meta["stoi"] != {char: i for i, char in enumerate(chars)}:
             raise ValueError("stoi and itos disagree")
-        parse_pairs(meta.setdefault("held_out", HELD_OUT))  # the paper's, as in nanoGPT's meta.pkl
+        meta |= table_of(meta)._asdict()  # the paper's, as in nanoGPT's meta.pkl, where it does not say
     except Exception as error:  # a damaged pickle can raise almost anything
         raise StudyError(f"data/{dataset}/meta.pkl is damaged ({type(error).__name__}: {error}): "
                          f"{_prepare_again(dataset)}")

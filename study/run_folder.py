@@ -26,13 +26,13 @@ from study.device import machine, output_of
 from study.files import append_to_file, remove_leftovers, write_files
 from study.identity import digest_of, digest_of_data, identity_of
 from study.processes import launcher
-from study.tasks import HELD_OUT
+from study.tasks import ProblemTable, table_of
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
 BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
-MADE_BY = ("dtype", "step", "step_refused", "processes", "held_out")
+MADE_BY = ("dtype", "step", "step_refused", "processes", *ProblemTable._fields)
 DESCRIBE_COMMIT = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="]
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
@@ -86,10 +86,10 @@ class RunFolder:
     def begin(self, model, tasks, device, resolved, seconds, it, rows):
         """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        resolved: what dataset and settings come to (chars, held_out, data, dtype, step, processes). seconds:
-        wall time from now on by what it is spent on, counted by the caller. rows: the evaluations so far,
-        which a results.csv that was cut gets back. Returns what run.json says of the part before, {} if this
-        is the first.
+        resolved: what dataset and settings come to (chars, the fields of ProblemTable, data, dtype, step,
+        processes). seconds: wall time from now on by what it is spent on, counted by the caller. rows: the
+        evaluations so far, which a results.csv that was cut gets back. Returns what run.json says of the part
+        before, {} if this is the first.
         """
         self.model, self.tasks, self.resolved = model, tasks, resolved
         before = read_run_json(self.folder)
@@ -124,7 +124,7 @@ class RunFolder:
         return {
             "model": self.model.state_dict(), "model_args": dataclasses.asdict(self.model.config),
             "config": vars(self.cfg),
-            **{key: self.resolved[key] for key in ("chars", "held_out", "data", "dtype")},
+            **{key: self.resolved[key] for key in ("chars", *ProblemTable._fields, "data", "dtype")},
         }
 
     def save_evaluation(self, rows):
@@ -257,10 +257,10 @@ def load_weights(model, state_dict, path):
 
 
 def load_model(path, device):
-    """Return (model in eval mode, vocabulary, held-out pairs, dtype of its training) of a checkpoint.
+    """Return (model in eval mode, vocabulary, ProblemTable, dtype of its training) of a checkpoint.
 
-    One without a vocabulary, one of nanoGPT's, takes that of its dataset's folder; one that does not
-    say which pairs were held out is of the paper's text; without a dtype, it is "auto".
+    One without a vocabulary, one of nanoGPT's, takes that of its dataset's folder. Where one does not say
+    which problems it was trained on, they are the paper's. Without a dtype, it is "auto".
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -278,5 +278,8 @@ def load_model(path, device):
     if len(chars) != model.config.vocab_size:
         raise StudyError(f"{path} has a vocabulary of {len(chars)} characters for a model of "
                          f"{model.config.vocab_size}")
-    held_out, dtype = checkpoint.get("held_out", HELD_OUT), checkpoint.get("dtype", "auto")
-    return model.eval().to(device), chars, held_out, dtype
+    try:
+        table = table_of(checkpoint)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{path} describes no arithmetic problems: {error}")
+    return model.eval().to(device), chars, table, checkpoint.get("dtype", "auto")

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from model import GPT
 from study import StudyError
 from study.device import setup_device, to_host
 from study.run_folder import find_model, load_model
-from study.tasks import COUNTED, GROUPS
+from study.tasks import COUNTED, GROUPS, ProblemTable
 
 # Paper, section 3.3, and the published code.
 NUM_SAMPLES = 10  # of each problem
@@ -121,6 +122,37 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
     return row_of(iter_num, count, train_loss, val_loss, held_out_answers)
 
 
+@torch.no_grad()
+def stored_bits(model, chars, task):
+    """Return (bits of a table's answers that a model has stored, bits of them all).
+
+    For the trained problems of an arithmetic task with shuffled answers:
+        all = sum of -log2(how often the answer is one of its operation / answers of the operation)
+        stored = all - sum of -log2 p(characters of the answer and ">" | prompt)
+    All is what the answers cost somebody who knows how often each occurs. A model that does not know even
+    that has stored less than 0. p is the model's, without temperature and top-k, in the precision of its
+    weights.
+    """
+    problems = [problem for problem in task.problems if not problem.held_out]
+    of_group = Counter(problem.group for problem in problems)
+    of_answer = Counter((problem.group, problem.answer) for problem in problems)
+    table_bits = sum(math.log2(of_group[p.group] / of_answer[p.group, p.answer]) for p in problems)
+    stoi = {char: i for i, char in enumerate(chars)}
+    contexts, targets = [], []
+    for problem in problems:
+        ids = [stoi[char] for char in problem.prompt + problem.answer + task.stop]
+        for end in range(len(problem.prompt), len(ids)):
+            contexts.append(ids[max(0, end - model.config.block_size) : end])
+            targets.append(ids[end])
+    lengths = torch.tensor(list(map(len, contexts)))
+    width = max(map(len, contexts))  # padding past the end is harmless: attention is causal
+    idx = torch.tensor([context + [0] * (width - len(context)) for context in contexts])
+    hidden = model.hidden(idx.to(model.lm_head.weight.device))
+    logits = model.lm_head(hidden[range(len(idx)), lengths - 1]).cpu().double()
+    cost = F.cross_entropy(logits, torch.tensor(targets), reduction="sum") / math.log(2)
+    return table_bits - float(cost), table_bits
+
+
 def most_frequent_answers(problems, answers):
     """Return the held-out problems with their most frequent answers: "5+7=12 7+5=?", "?" for no number."""
     return " ".join(
@@ -176,7 +208,7 @@ class TrainedModel(NamedTuple):
     path: Path  # of the checkpoint
     model: GPT
     chars: str  # vocabulary
-    held_out: str  # pairs left out of its training
+    table: ProblemTable  # that it was trained on
     autocast: AbstractContextManager
 
 
@@ -189,11 +221,11 @@ def open_model(cfg, best_ckpt, published):
     device, _, _ = setup_device(cfg.device)
     names = [cfg.ckpt] if cfg.ckpt else list(dict.fromkeys([best_ckpt, "ckpt.pt"]))
     path = find_model(cfg.out_dir, names, "" if cfg.ckpt else published)
-    model, chars, held_out, trained_in = load_model(path, device)
+    model, chars, table, trained_in = load_model(path, device)
     if trained_in == "float16" and device.type != "cuda":
         trained_in = "float32"
     _, _, autocast = setup_device(cfg.device, trained_in if cfg.dtype == "auto" else cfg.dtype)
-    return TrainedModel(path, model, chars, held_out, autocast)
+    return TrainedModel(path, model, chars, table, autocast)
 
 
 def answer_problems(trained, task, problems, seed):

@@ -40,12 +40,14 @@ RANGES = {
     "temperature": (1e-6, FINITE),
     "jobs": (0, 10_000),
     "max_operand": (0, 199),  # 80,000 problems
-    "seed": (0, 2**32 - 1), "data_seed": (-1, 2**32 - 1), "line_seed": (-1, 2**32 - 1),
+    "shuffles": (1, 1_000),
+    "seed": (0, 2**32 - 1), **dict.fromkeys("data_seed line_seed answer_seed".split(), (-1, 2**32 - 1)),
 }
 CHOICES = {
     "init_from": ("scratch", "resume"),
     "format": ("png", "pdf"),
     "operation": ("addition", "subtraction", "both"),
+    "operations": ("add", "sub", "both"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", True, False),
     "cuda_graph": ("auto", True, False),

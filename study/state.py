@@ -10,7 +10,7 @@ from study.batches import Batches, load_splits
 from study.dataset import read_meta
 from study.identity import FREE, digest_of_windows
 from study.run_folder import read_checkpoint, read_run_json
-from study.tasks import tasks_spelled_by
+from study.tasks import ProblemTable, table_of, tasks_spelled_by
 from study.update import begin_moments, build
 
 # Settings that may differ when a run is resumed. resume() compares what dtype comes to.
@@ -67,20 +67,20 @@ class TrainingState:
 def set_up(cfg, device, dtype, rank=0, world_size=1):
     """Returns (TrainingState before the first update, splits of load_splits(), tasks, resolved).
 
-    cfg: settings of train_with_eval.py. resolved: what dataset and dtype come to (chars, held_out, data,
-    dtype), which must be the same when the run is resumed.
+    cfg: settings of train_with_eval.py. resolved: what dataset and dtype come to (chars, the fields of
+    ProblemTable, data, dtype), which must be the same when the run is resumed.
     """
     chars, meta = read_meta(cfg.dataset)
     splits = load_splits(cfg.dataset, cfg.block_size, device)
     model, optimizer = build(cfg, len(chars), device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     batches = Batches(len(splits["train"]), cfg, device, rank, world_size)
-    held_out = meta["held_out"]
-    resolved = {"chars": chars, "held_out": held_out, "data": digest_of_windows(splits), "dtype": dtype}
+    table = table_of(meta)
+    resolved = {"chars": chars, **table._asdict(), "data": digest_of_windows(splits), "dtype": dtype}
     state = TrainingState(model, optimizer, scaler, batches, device)
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # its own dropout
-    return state, splits, tasks_spelled_by(chars, held_out), resolved
+    return state, splits, tasks_spelled_by(chars, table), resolved
 
 
 def random_state(device):
@@ -133,12 +133,12 @@ def resume(state, cfg, resolved):
             raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the "
                              "ckpt_last.pt to go on from: --overwrite=True starts it anew")
         return info
-    last = read_checkpoint(path)
+    last = ProblemTable()._asdict() | read_checkpoint(path)  # an older one has not all of these keys
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts "
                          "the run anew")
     require_same_settings(cfg, last["config"])
-    for key in ("chars", "held_out", "dtype"):
+    for key in ("chars", *ProblemTable._fields, "dtype"):
         if last[key] != resolved[key]:
             raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not "
                              f"{resolved[key]!r}: resume it as it was")

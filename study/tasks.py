@@ -1,4 +1,4 @@
-"""The two tasks of the study: single-digit arithmetic and 50 capital cities.
+"""The two tasks of the study: arithmetic, of single digits unless set, and 50 capital cities.
 
 The problems of a task define both the training text, which the prepare.py scripts write, and the prompts
 and answers of every evaluation.
@@ -7,6 +7,7 @@ and answers of every evaluation.
 import random
 import re
 from collections.abc import Callable
+from itertools import combinations
 from typing import NamedTuple
 
 # The pair whose sums and differences, in both orders, are left out of training (paper, section 3.1).
@@ -88,7 +89,7 @@ class Problem(NamedTuple):
     answer: str
     group: str  # one of GROUPS
     held_out: bool = False  # never trained on
-    beyond: bool = False  # has an operand of two digits or more (paper, section 5.1)
+    beyond: bool = False  # has an operand larger than those of the training text (paper, section 5.1)
 
 
 class Task(NamedTuple):
@@ -99,32 +100,83 @@ class Task(NamedTuple):
     read_answer: Callable[[str], str]  # extracts the answer from a sampled text
 
 
-def parse_pairs(held_out):
+class ProblemTable(NamedTuple):
+    """The arithmetic problems of a training text; the fields are settings of the prepare.py scripts.
+
+    meta.pkl, checkpoints and run.json hold the fields under their names.
+    """
+
+    held_out: str = HELD_OUT  # pairs whose sums and differences are left out: "3,4;1,8", or "none"
+    operations: str = "both"  # "add", "sub" or "both"
+    max_operand: int = 9  # operands go from 0 to this
+    answer_seed: int = -1  # shuffles the answers of the trained problems; -1: the true answers
+
+
+def table_of(values):
+    """Return the ProblemTable in a dict of settings, a checkpoint, a meta.pkl or a run.json.
+
+    A missing key has its default. held_out may also be "3 pairs of seed 1", which becomes the pairs that are
+    drawn: so many pairs of different operands. Raises ValueError.
+    """
+    table = ProblemTable(**{key: values[key] for key in ProblemTable._fields if key in values})
+    if not 1 <= table.max_operand <= 99:
+        raise ValueError(f"max_operand={table.max_operand} of a text must be from 1 to 99")
+    if drawn := re.fullmatch("([0-9]{1,9}) pairs? of seed ([0-9]{1,9})", table.held_out):
+        pairs = list(combinations(range(table.max_operand + 1), 2))
+        count, seed = map(int, drawn.groups())
+        if count > len(pairs):
+            raise ValueError(f"held_out='{table.held_out}' is too many: operands from 0 to "
+                             f"{table.max_operand} make {len(pairs)} pairs")
+        pairs = sorted(shuffled(pairs, random.Random(seed))[:count])
+        table = table._replace(held_out=";".join(f"{a},{b}" for a, b in pairs) or "none")
+    parse_pairs(table.held_out, table.max_operand)
+    return table
+
+
+def shuffled(items, rng):
+    """Return a list of the items in an order that is the same in all versions of Python."""
+    return sorted(items, key=lambda _: rng.random())  # rng.shuffle() may change
+
+
+def parse_pairs(held_out, max_operand=9):
     """Return {(3, 4), (4, 3), (1, 8), (8, 1)} for "3,4;1,8", an empty set for "none". Raises ValueError."""
     if held_out == "none":
         return set()
-    if not re.fullmatch(r"[0-9],[0-9](;[0-9],[0-9])*", held_out):
-        raise ValueError(f"held_out='{held_out}' must be pairs of digits such as 5,7 or 3,4;1,8, or none")
-    pairs = [(int(pair[0]), int(pair[2])) for pair in held_out.split(";")]
+    pair = "(0|[1-9][0-9]?),(0|[1-9][0-9]?)"
+    pairs = [(int(a), int(b)) for a, b in re.findall(pair, held_out)]
+    if not re.fullmatch(f"{pair}(;{pair})*", held_out) or max(map(max, pairs)) > max_operand:
+        raise ValueError(f"held_out='{held_out}' must be pairs of operands from 0 to {max_operand}, such as "
+                         "1,2 or 3,4;1,8, a number of them, such as 3 pairs of seed 1, or none")
     return {pair for a, b in pairs for pair in ((a, b), (b, a))}
 
 
-def arithmetic(held_out=HELD_OUT, max_operand=9):
-    """Return the task of all sums and differences of two operands from 0 to max_operand.
+def arithmetic(table=ProblemTable(), max_operand=None):
+    """Return the task of a table's problems, or of all with operands from 0 to another max_operand.
 
-    Raises ValueError for held_out as parse_pairs() does.
+    With an answer_seed the answers of the sums that are trained on are shuffled among these, and so are those
+    of the differences; the held-out problems have no right answer and are not in the task. Raises ValueError
+    if a problem of the task has none.
     """
-    held_out_pairs = parse_pairs(held_out)
-    operands = range(max_operand + 1)
+    largest = table.max_operand if max_operand is None else max_operand
+    if table.answer_seed >= 0 and largest > table.max_operand:
+        raise ValueError(f"max_operand={largest} must be at most {table.max_operand}: beyond that a table of "
+                         "shuffled answers has none")
+    held_out = parse_pairs(table.held_out, table.max_operand)
+    operands = range(max(largest, table.max_operand) + 1)
+    rng = random.Random(table.answer_seed)
     problems = []
     for group, sign in (("add", "+"), ("sub", "-")):
-        for a in operands:
-            for b in operands:
-                answer = str(a + b if sign == "+" else a - b)
-                beyond = max(a, b) > 9
-                problems.append(Problem(f"<{a}{sign}{b}=", answer, group, (a, b) in held_out_pairs, beyond))
+        if table.operations not in (group, "both"):
+            continue
+        answers = {(a, b): str(a + b if sign == "+" else a - b) for a in operands for b in operands}
+        if table.answer_seed >= 0:
+            answers = {pair: answer for pair, answer in answers.items() if pair not in held_out}
+            answers = dict(zip(answers, shuffled(answers.values(), rng)))
+        problems += [
+            Problem(f"<{a}{sign}{b}=", answer, group, (a, b) in held_out, max(a, b) > table.max_operand)
+            for (a, b), answer in answers.items() if max(a, b) <= largest]
     # The paper's limit is 4; operands of three digits need longer answers.
-    max_new_tokens = max(4, *(len(problem.answer) for problem in problems))
+    max_new_tokens = max([4, *(len(problem.answer) for problem in problems)])
     return Task("math", problems, max_new_tokens, ">", read_integer)
 
 
@@ -145,21 +197,37 @@ def read_first_line(completion):
     return completion.split("\n")[0].strip()
 
 
-def arithmetic_text(line_seed=-1, held_out=HELD_OUT):
-    """Return a line of 9 characters for each arithmetic problem that is not held out.
+def arithmetic_text(line_seed=-1, shuffles=1, **table):
+    """Return a line for each arithmetic problem that is not held out, padded to 8 characters or more.
 
     line_seed: -1 is the published order, followed by the problems it lacks; any other seed shuffles all
-    200 before the held-out ones are removed, so these are the only difference between two texts of a seed.
-    Raises ValueError for held_out as parse_pairs() does.
+    problems before the held-out ones are removed, so these are the only difference between two texts of a
+    seed. shuffles: the text has all lines so many times, each time in another order that the same generator
+    draws; both losses in results.csv are over all of it. table: settings for table_of(). Raises ValueError.
     """
-    problems = {problem.prompt[1:-1]: problem for problem in arithmetic(held_out).problems}
+    table = table_of(table)
+    asked = arithmetic(table).problems
+    trained = {problem.prompt: problem for problem in asked if not problem.held_out}
+    if not trained:
+        return ""
+    prompts = [problem.prompt for problem in arithmetic(table._replace(answer_seed=-1)).problems]
+    rng = random.Random(max(line_seed, 0))
+    orders = [shuffled(prompts, rng) for _ in range(shuffles if line_seed >= 0 else shuffles - 1)]
     if line_seed == -1:
-        order = dict.fromkeys([*PUBLISHED_ORDER.split(), *problems])
-    else:
-        rng = random.Random(line_seed)  # random() is the same in all versions of Python, shuffle() may change
-        order = sorted(problems, key=lambda _: rng.random())
-    lines = [problems[name] for name in order if not problems[name].held_out]
-    return "".join(f"{problem.prompt}{problem.answer}>".ljust(8) + "\n" for problem in lines)
+        if table.max_operand > 9:
+            raise ValueError(f"max_operand={table.max_operand} has no published order of lines: give a "
+                             "--line_seed of 0 or more")
+        orders.insert(0, dict.fromkeys([*(f"<{name}=" for name in PUBLISHED_ORDER.split()), *prompts]))
+    # Of the longest prompt with the longest answer: no longer with shuffled answers than with the true ones.
+    longest = [max(map(len, texts)) for texts in ([p.prompt for p in asked], [p.answer for p in asked])]
+    width = max(8, sum(longest) + len(">"))
+    lines = [trained[prompt] for order in orders for prompt in order if prompt in trained]
+    text = "".join(f"{problem.prompt}{problem.answer}>".ljust(width) + "\n" for problem in lines)
+    lacking = set("".join(problem.prompt + problem.answer for problem in asked)) - set(text)
+    if lacking:
+        raise ValueError(f"held_out='{table.held_out}' leaves no line with {''.join(sorted(lacking))!r}, "
+                         "which held-out problems have: hold out other pairs")
+    return text
 
 
 def capitals_text():
@@ -167,13 +235,10 @@ def capitals_text():
     return "".join(f"{problem.prompt}{problem.answer} \n" for problem in capitals().problems)
 
 
-def tasks_spelled_by(chars, held_out=HELD_OUT):
-    """Return the tasks whose prompts and answers consist of these characters.
-
-    Raises ValueError for held_out as parse_pairs() does.
-    """
+def tasks_spelled_by(chars, table=ProblemTable()):
+    """Return the tasks whose prompts and answers consist of these characters."""
     return [
         task
-        for task in (arithmetic(held_out), capitals())
-        if all(set(p.prompt + p.answer + task.stop) <= set(chars) for p in task.problems)
+        for task in (arithmetic(table), capitals())
+        if task.problems and all(set(p.prompt + p.answer + task.stop) <= set(chars) for p in task.problems)
     ]

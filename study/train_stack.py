@@ -28,7 +28,7 @@ class Member(NamedTuple):
     state: TrainingState
     splits: dict  # load_splits() of its dataset
     tasks: list
-    resolved: dict  # what dataset and dtype come to: chars, held_out, data, dtype
+    resolved: dict  # what dataset and dtype come to, of set_up()
     run: RunFolder
 
 

@@ -20,7 +20,7 @@ from errors import (
     change, check_mistake, cut, remove, save, write)
 
 from study.dataset import write_dataset
-from study.tasks import arithmetic_text
+from study.tasks import ProblemTable, arithmetic_text
 
 
 class Exploit:
@@ -49,7 +49,7 @@ def damage_a_dataset_without_prepare():
 
 
 def prepare_anew(text, held_out):
-    return lambda: write_dataset("data/as_math", text, held_out)
+    return lambda: write_dataset("data/as_math", text, ProblemTable(held_out))
 
 
 def only_the_best_model():

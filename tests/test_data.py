@@ -19,7 +19,8 @@ from conftest import DATASETS, ROOT, refused
 import study.dataset
 from study import StudyError
 from study.dataset import read_tokens, write_dataset
-from study.tasks import arithmetic, arithmetic_text, capitals, capitals_text, tasks_spelled_by
+from study.tasks import (
+    ProblemTable, arithmetic, arithmetic_text, capitals, capitals_text, tasks_spelled_by)
 
 
 def text_of(folder, split="train"):
@@ -99,10 +100,10 @@ def test_each_line_seed_gives_another_order_that_is_always_the_same(call):
 
 @pytest.mark.parametrize("seed", [-1, 3])
 def test_texts_of_one_seed_with_other_pairs_held_out_differ_in_their_lines_alone(seed):
-    whole = arithmetic_text(seed, "none").splitlines()
+    whole = arithmetic_text(seed, held_out="none").splitlines()
     for held_out, signs in (("5,7", "5+7 7+5 5-7 7-5"), ("3,4;1,8", "3+4 4+3 3-4 4-3 1+8 8+1 1-8 8-1")):
         left = [line for line in whole if line[1:4] not in signs.split()]
-        assert arithmetic_text(seed, held_out).splitlines() == left
+        assert arithmetic_text(seed, held_out=held_out).splitlines() == left
 
 
 @pytest.mark.parametrize("held_out, samples", [("3,4", 40), ("3,4;1,8", 80), ("none", 0)])
@@ -199,7 +200,7 @@ def test_a_task_that_the_vocabulary_cannot_spell_is_left_out():
 
 
 def test_exactly_the_problems_that_the_text_leaves_out_are_marked_as_held_out():
-    [task] = tasks_spelled_by(set(arithmetic_text()), "3,4;1,8")
+    [task] = tasks_spelled_by(set(arithmetic_text()), ProblemTable("3,4;1,8"))
     lines = {line.rstrip(" >") for line in arithmetic_text(held_out="3,4;1,8").splitlines()}
     problems = {p.prompt + p.answer: p.held_out for p in task.problems}
     assert problems.keys() - lines == {problem for problem, held_out in problems.items() if held_out}

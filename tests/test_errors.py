@@ -124,7 +124,7 @@ MISTAKES = [
     (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'facts_mini_14', 'line_seed': 3}]"),
      ["'line_seed'", "no setting of a run on facts_char"]),
     (EXPERIMENT, "mine.py", write("mine.py", b"runs = [{'config': 'math_mini_14', 'held_out': '5,17'}]"),
-     ["held_out='5,17'", "pairs of digits"]),
+     ["held_out='5,17'", "from 0 to 9"]),
     (MATH, "run", None, ["'run' is a folder", "--out_dir=run"]),
     (PLOT, "run", None, ["'run' is a folder", "--model_folder=run"]),
     (MATH, "-seed=1", None, ["not a setting", "--seed=1"]),

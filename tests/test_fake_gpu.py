@@ -19,7 +19,7 @@ from study.batches import Batches
 from study.dataset import read_meta
 from study.device import seed_everything, setup_device
 from study.fast import captured, stack
-from study.tasks import tasks_spelled_by
+from study.tasks import table_of, tasks_spelled_by
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -115,7 +115,7 @@ def test_an_evaluation_reads_from_the_gpu_in_one_function_only(settings, fake_cu
         model, _ = update.build(cfg, vocab_size, CUDA)
         monkeypatch.setattr(scoring, "to_host", to_host)
         monkeypatch.setattr(torch, "Generator", generator)
-        tasks = tasks_spelled_by(chars, meta["held_out"])
+        tasks = tasks_spelled_by(chars, table_of(meta))
         with OnCuda(uploads=True):
             splits = {"train": windows, "val": windows}
             row = scoring.evaluate(model, splits, chars, tasks, 0, cfg, autocast)

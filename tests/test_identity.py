@@ -14,7 +14,8 @@ from study import StudyError, dataset
 from study.experiments import runs as experiment_runs
 from study.experiments.results import read_tables
 from study.experiments.runs import (
-    RUN_COLUMNS, SETTING_COLUMNS, config_of, expected_identity, is_same_run, runs_by_name, write_tables)
+    OPTIONAL, RUN_COLUMNS, SETTING_COLUMNS, config_of, expected_identity, is_same_run, runs_by_name,
+    write_tables)
 from study.identity import FREE, digest_of, digest_of_data, digest_of_text, identity_of
 from study.settings import run_config_file, settings_of
 from study.state import set_up
@@ -189,7 +190,8 @@ def test_a_run_that_was_evaluated_otherwise_in_between_is_another_one(run_in, tm
 def test_tables_and_folders_without_digests_are_not_taken_unseen(run_in, tmp_path):
     assert run_in("mine") == []
     run = read_tables(tmp_path / "mine")["one"]
-    old = {column: run.info[column] for column in [*RUN_COLUMNS][:-3] if column != "digest"}
+    left_out = {"digest", *OPTIONAL}
+    old = {column: run.info[column] for column in [*RUN_COLUMNS][:-3] if column not in left_out}
     write_tables(tmp_path / "mine", {"one": run._replace(info=old)})
     with pytest.raises(StudyError, match="not stated"):
         run_in("mine")
@@ -213,5 +215,5 @@ def test_the_published_tables_hold_the_digests_of_their_experiments(folder):
         made = {"step": run.info["step"].split(" (")[0], "device": "cpu", "dtype": run.info["dtype"],
                 "held_out": run.info["held_out"]}
         assert run.info["digest"] == digest_of(expected | made)
-        assert {*expected, *SETTING_COLUMNS} <= run.info.keys()
+        assert {*expected, *SETTING_COLUMNS} - OPTIONAL.keys() <= run.info.keys()
     assert len({run.info["digest"] for run in runs.values()}) == len(runs)

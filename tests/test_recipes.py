@@ -105,7 +105,7 @@ def test_a_new_task_needs_problems_a_text_two_columns_and_a_colour(project_copy)
     figures = project_copy / "study/experiments/figures.py"
     add(tasks, '"facts": "capitals"', ', "mul": "multiplication"')
     add(tasks, 'return Task("facts", problems, 20, "\\n", read_first_line)\n', MULTIPLICATION)
-    add(tasks, "for task in (arithmetic(held_out), capitals()", ", multiplication()")
+    add(tasks, "for task in (arithmetic(table), capitals()", ", multiplication()")
     add(scoring, '"facts_acc": accuracy("facts"),\n',
         '        "mul_correct": count["mul"][0], "mul_total": count["mul"][1],\n')
     add(figures, '"held_out": ("held out", "#CC79A7", 0.8),\n',

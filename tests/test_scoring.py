@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from study.dataset import read_meta
-from study.tasks import CAPITALS, tasks_spelled_by
+from study.tasks import CAPITALS, ProblemTable, table_of, tasks_spelled_by
 from study.batches import load_splits
 from study.scoring import accuracies, evaluate
 
@@ -83,7 +83,7 @@ def test_a_row_counts_right_answers(project, dataset, block_size, math, facts, c
     splits = load_splits(dataset, block_size, CPU)
     model = Reciter(chars, block_size, texts())
     cfg = SimpleNamespace(seed=1337, batch_size=500)
-    tasks = tasks_spelled_by(chars, meta["held_out"])
+    tasks = tasks_spelled_by(chars, table_of(meta))
     row = evaluate(model, splits, chars, tasks, 250, cfg, contextlib.nullcontext())
     loss = splits["train"][:, -1].double().mean().item()
     # The reciter solves 11 of 100 sums: 10 with b = 0, and 5+7.
@@ -116,7 +116,8 @@ def test_held_out_counts_cover_the_pairs_of_the_dataset(project, held_out, corre
     splits = load_splits("as_math", 9, CPU)
     model = Reciter(chars, 9, texts())
     cfg = SimpleNamespace(seed=1, batch_size=500)
-    row = evaluate(model, splits, chars, tasks_spelled_by(chars, held_out), 0, cfg, contextlib.nullcontext())
+    tasks = tasks_spelled_by(chars, ProblemTable(held_out))
+    row = evaluate(model, splits, chars, tasks, 0, cfg, contextlib.nullcontext())
     assert (row["held_out_correct"], row["held_out_total"]) == (correct, total)
     assert (row["add_correct"], row["sub_correct"]) == (110, 120)
 

@@ -139,7 +139,8 @@ def test_help_lists_every_setting_with_its_default_and_meaning(call, name):
                 "save_interval", "min_lr", "device", "fast"} <= keys
         assert "--max_iters=30000" in result.stdout
     if name in ("data/as_math/prepare.py", "data/both_math_and_facts/prepare.py"):
-        assert keys == {"line_seed", "held_out", "folder"}
+        assert keys == {"line_seed", "held_out", "operations", "max_operand", "answer_seed", "shuffles",
+                        "folder"}
 
 
 def test_process_0_speaks_for_all_and_each_for_an_error_of_its_own(monkeypatch, capsys):

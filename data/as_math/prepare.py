@@ -9,26 +9,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))  # to run from any directory
 
-from study import StudyError
-from study.dataset import write_dataset
+from study.dataset import write_arithmetic
 from study.tasks import arithmetic_text
 from study.settings import run_script
 
 line_seed = -1  # shuffles the lines; -1: the published order
-held_out = "5,7"  # pairs whose sums and differences are left out, like 3,4 or 3,4;1,8, or none
+held_out = "5,7"  # pairs whose sums and differences are left out: 3,4 or 3,4;1,8 or 3 pairs of seed 1 or none
+operations = "both"  # add, sub or both
+max_operand = 9  # operands go from 0 to this
+answer_seed = -1  # shuffles the answers of the sums, and of the differences; -1: the true answers
+shuffles = 1  # orders of the lines that the text has, one after the other
 folder = ""  # where to write; beside this file unless set
 
 
-def text(line_seed=line_seed, held_out=held_out):
-    return arithmetic_text(line_seed, held_out)
+def text(**settings):
+    return arithmetic_text(**settings)
 
 
 def main(cfg):
-    try:
-        content = text(cfg.line_seed, cfg.held_out)
-    except ValueError as error:
-        raise StudyError(error)
-    write_dataset(cfg.folder or Path(__file__).absolute().parent, content, cfg.held_out)
+    write_arithmetic(cfg, text, Path(__file__).absolute().parent)
 
 
 if __name__ == "__main__":

@@ -73,16 +73,18 @@ def draw_accuracies(ax, results):
 
 
 def draw_answers(tables):
-    """Draw a panel for each operation: wrong cells red, held-out ones framed.
+    """Draw a panel for each operation: wrong cells red, held-out ones framed, those without a problem empty.
 
     tables: {operation: {(a, b): (answer, whether right, whether held out)}}.
     """
-    size = 1 + max(a for table in tables.values() for a, _ in table)
+    size = 1 + max(max(operands) for table in tables.values() for operands in table)
     side = max(COLUMN, 0.33 * size)
     size_inches = (side * len(tables), side)
     figure, axes = plt.subplots(1, len(tables), figsize=size_inches, squeeze=False, layout="constrained")
     for ax, (operation, table) in zip(axes.flat, tables.items()):
-        wrong = [[not table[a, b][1] for b in range(size)] for a in range(size)]
+        wrong = np.full((size, size), np.nan)
+        for operands, (_, right, _) in table.items():
+            wrong[operands] = not right
         ax.imshow(wrong, cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
         for (a, b), (said, _, held_out) in table.items():
             ax.text(b, a, said, ha="center", va="center", fontsize=7)

@@ -1,12 +1,12 @@
 """Experiments: many runs that a file in experiments/ describes, and the two tables that they become.
 
 A file assigns `runs`, a list of {setting: value} that grid() makes. "config" names the config file, whose
-values the other settings override; line_seed and held_out are those of the dataset's prepare.py.
+values the other settings override; DATA_DEFAULTS are settings of the dataset's prepare.py.
 
 <root_dir>/<experiment>/runs.csv has a row for each run, with the columns RUN_COLUMNS and all that
 identity_of() in study/identity.py names. evaluations.csv.gz has a row for each evaluation: SETTING_COLUMNS of
 its run, and the columns of results.csv, which row_of() in study/scoring.py describes. Both hold complete runs
-only.
+only, and not all columns: see OPTIONAL.
 """
 
 import csv
@@ -24,12 +24,15 @@ from study.experiments.results import Run, columns, read_info, read_rows, scores
 from study.files import write_files
 from study.identity import digest_of, digest_of_text, identity_of
 from study.run_folder import load_model, read_run_json
-from study.scoring import sample_answers, tally
+from study.scoring import sample_answers, stored_bits, tally
 from study.settings import check_setting, defaults_of, run_config_file, settings_of
-from study.tasks import COUNTED, arithmetic, parse_pairs
+from study.tasks import COUNTED, ProblemTable, arithmetic, table_of
 
 TRAIN = ROOT / "train_with_eval.py"
-DATA_SETTINGS = ("line_seed", "held_out")  # of the prepare.py scripts
+DATA_DEFAULTS = {"line_seed": -1, **ProblemTable()._asdict(), "shuffles": 1}  # of the prepare.py scripts
+# Columns that a table has only where some run has another value.
+OPTIONAL = {"operations": "both", "max_operand": "9", "answer_seed": "-1", "shuffles": "1", "stored_bits": "",
+            "table_bits": ""}
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
 # What the columns mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
@@ -40,6 +43,10 @@ SETTING_COLUMNS = {
     "seed": "of the initial weights, the batches and the sampling",
     "line_seed": "of the order of the text's lines; -1: the paper's order",
     "held_out": "pairs whose sums and differences are not trained on",
+    "operations": "add, sub or both",
+    "max_operand": "the largest of the text",
+    "answer_seed": "of the shuffled answers; -1: the true answers",
+    "shuffles": "orders of the lines in the text",
     "step": "what made the updates",
     "dtype": "precision of the updates",
     "max_iters": "updates in total",
@@ -57,6 +64,9 @@ RUN_COLUMNS = SETTING_COLUMNS | {
     "beyond_add": "of 3,000 samples of sums with an operand from 10 to 19, how many are right at the end, in "
                   "float32; only if last_held_out is perfect",
     "beyond_sub": "the same of differences",
+    "stored_bits": "bits of a table of shuffled answers that the model has stored at the end, as "
+                   "stored_bits() in study/scoring.py counts them",
+    "table_bits": "bits of all answers of that table",
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",
     "commit": "of the code",
@@ -121,7 +131,7 @@ def check_runs(runs):
         if not script.exists():
             raise StudyError(f"dataset='{dataset}' in `runs`: there is no {script.relative_to(ROOT)} that "
                              "prepares it")
-        prepares = settings_of(script).keys() & set(DATA_SETTINGS)
+        prepares = settings_of(script).keys() & DATA_DEFAULTS.keys()
         for key, value in settings.items():
             if key == "config" or (script, key, str(value)) in checked:
                 continue
@@ -130,12 +140,14 @@ def check_runs(runs):
                 raise StudyError(f"'{key}' in `runs` is no setting of a run on {dataset}; the nearest is "
                                  f"'{nearest}'")
             check_setting(key, value, script if key in prepares else TRAIN)
-            if key == "held_out":
-                try:
-                    parse_pairs(value)
-                except ValueError as error:
-                    raise StudyError(error)
             checked.add((script, key, str(value)))
+        data = data_settings(settings)
+        if (script, str(data)) not in checked:
+            try:
+                text_of(dataset, **data)
+            except ValueError as error:
+                raise StudyError(f"{run_name(settings)}: {error}")
+            checked.add((script, str(data)))
         config = config_of(settings)
         if config["n_embd"] % config["n_head"]:
             raise StudyError(f"{run_name(settings)}: n_embd={config['n_embd']} is not divisible by "
@@ -154,7 +166,7 @@ def prepare_script(dataset):
 
 def overrides(settings):
     """The settings of train_with_eval.py that a run has over its config file's."""
-    return {key: value for key, value in settings.items() if key not in (*DATA_SETTINGS, "config")}
+    return {key: value for key, value in settings.items() if key not in (*DATA_DEFAULTS, "config")}
 
 
 def config_of(settings):
@@ -169,7 +181,7 @@ def config_of(settings):
 def dataset_of(settings):
     """(name of the dataset that the run is trained on, arguments of the command that prepares it)."""
     dataset = config_of(settings)["dataset"]
-    changed = {key: settings[key] for key in DATA_SETTINGS if key in settings}
+    changed = {key: settings[key] for key in DATA_DEFAULTS if key in settings}
     script = f"data/{dataset}/prepare.py"
     if not changed:
         return dataset, (script,)
@@ -178,9 +190,9 @@ def dataset_of(settings):
 
 
 def data_settings(settings):
-    """line_seed and held_out of a run's dataset, as far as its prepare.py has them."""
+    """DATA_DEFAULTS as they are for a run, as far as its dataset's prepare.py has them."""
     defaults = defaults_of(prepare_script(config_of(settings)["dataset"]))
-    return {key: settings.get(key, defaults[key]) for key in DATA_SETTINGS if key in defaults}
+    return {key: settings.get(key, defaults[key]) for key in DATA_DEFAULTS if key in defaults}
 
 
 def train_settings(settings):
@@ -191,10 +203,10 @@ def train_settings(settings):
 def expected_identity(settings):
     """identity_of() a run that has these settings, and line_seed; None for what only the machine decides."""
     config, data = config_of(settings), data_settings(settings)
-    text = text_of(config["dataset"], **{key: settings[key] for key in DATA_SETTINGS if key in settings})
     info = {
-        "config": config, "held_out": data.get("held_out"), "step": "", "device": "", "processes": 1,
-        "data": digest_of_text(text, config["block_size"]),
+        "config": config, "held_out": table_of(data).held_out if "held_out" in data else None,
+        "step": "", "device": "", "processes": 1,
+        "data": digest_of_text(text_of(config["dataset"], **data), config["block_size"]),
         "dtype": None if config["dtype"] == "auto" else config["dtype"],
     }
     return {"line_seed": data.get("line_seed", -1)} | identity_of(info) | {"step": None, "device": None}
@@ -223,21 +235,27 @@ def finished_run(name, settings, folder):
     results = columns(rows)
     identity = identity_of(info)
     parts = [*info["earlier_parts"], info]
-    row = read_info(folder) | identity | {
-        "run": name, "config": settings["config"], "line_seed": data_settings(settings).get("line_seed", -1),
+    table = table_of(info)
+    row = DATA_DEFAULTS | data_settings(settings) | table._asdict() | read_info(folder) | identity | {
+        "run": name, "config": settings["config"],
         **{key: info[key] for key in ("step", "digest", "commit")},
         **scores_of(results),
         "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),
     }
-    if row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
+    of_digits = table == ProblemTable(table.held_out)
+    if of_digits and row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
         row |= beyond_single_digits(folder)
+    if table.answer_seed >= 0:
+        model, chars, _, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+        stored, in_all = stored_bits(model, chars, arithmetic(table))
+        row |= {"stored_bits": round(stored, 3), "table_bits": round(in_all, 3)}
     return Run({column: str(row.get(column, "")) for column in [*RUN_COLUMNS, *identity]}, rows, results)
 
 
 def beyond_single_digits(folder):
     """How the model at the end of a run answers operands up to 19, those up to 9 left out (section 5.1)."""
-    model, chars, held_out, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
-    task = arithmetic(held_out, max_operand=19)
+    model, chars, table, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+    task = arithmetic(table, max_operand=19)
     problems = [problem for problem in task.problems if problem.beyond]
     with torch.no_grad():
         answers = sample_answers(model, chars, task, problems, torch.Generator().manual_seed(1337))
@@ -247,21 +265,25 @@ def beyond_single_digits(folder):
 
 def write_tables(folder, runs):
     """Writes runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
-    infos = [run.info for run in runs.values()]
-    described = dict.fromkeys([*RUN_COLUMNS, *(column for info in infos for column in info)])
-    evaluations = [{column: run.info.get(column, "") for column in SETTING_COLUMNS} | row
-                   for run in runs.values() for row in run.rows]
+    infos = {name: OPTIONAL | run.info for name, run in runs.items()}
+    left_out = {column for column, default in OPTIONAL.items()
+                if all(info[column] == default for info in infos.values())}
+    described = [column for column in dict.fromkeys(itertools.chain(RUN_COLUMNS, *infos.values()))
+                 if column not in left_out]
+    setting_columns = [column for column in described if column in SETTING_COLUMNS]
+    evaluations = [{column: infos[name].get(column, "") for column in setting_columns} | row
+                   for name, run in runs.items() for row in run.rows]
     scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])
-    scores = _csv([*SETTING_COLUMNS, *scored], evaluations, "0")  # a task may have come later
+    scores = _csv([*setting_columns, *scored], evaluations, "0")  # a task may have come later
     write_files({  # in this order: a row of runs.csv stands for evaluations that are there
         folder / "evaluations.csv.gz": gzip.compress(scores, mtime=0),  # the same bytes at any time
-        folder / "runs.csv": _csv(described, infos, ""),
+        folder / "runs.csv": _csv(described, infos.values(), ""),
     })
 
 
 def _csv(columns, rows, missing):
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval=missing, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval=missing, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

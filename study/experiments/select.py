@@ -2,8 +2,8 @@
 
 import functools
 
-from study.experiments.runs import config_file, config_of
-from study.tasks import HELD_OUT
+from study.experiments.runs import DATA_DEFAULTS, config_file, config_of, data_settings
+from study.tasks import table_of
 
 PAPER_SEED = 1337  # of the paper's runs and of the configs; "the seeds" are all others
 
@@ -17,7 +17,9 @@ def varied(runs, config, *axes, **settings):
     """
     if not config_file({"config": config}).exists():
         return {}
-    wanted = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config} | settings) | settings
+    wanted = DATA_DEFAULTS | config_of({"config": config} | settings) | settings
+    if "held_out" in settings:
+        wanted["held_out"] = table_of(wanted).held_out
     found = {}
     for run in runs.values():
         row = settings_of_row(run.info["config"], tuple(run.info.items()))
@@ -31,13 +33,14 @@ def settings_of_row(config, columns):
     """{setting: value} of a row of runs.csv, given as pairs; where it has no column, the config's value."""
     if not config_file({"config": config}).exists():
         return {}  # matches nothing
-    settings = {"line_seed": -1, "held_out": HELD_OUT} | config_of({"config": config})
-    columns = {key: text for key, text in columns if key in settings and text not in ("", "none")}
+    settings = DATA_DEFAULTS | config_of({"config": config})
+    known = settings.keys() - (DATA_DEFAULTS.keys() - data_settings({"config": config}).keys())
+    columns = {key: text for key, text in columns if key in known and text != ""}
     row = settings | {key: as_type_of(settings[key], text) for key, text in columns.items()}
     if row["data_seed"] == row["seed"]:
         row["data_seed"] = -1
-    for axis in ("_line_seed_", "_held_out_"):  # a reordered text's folder is named after its settings
-        row["dataset"] = row["dataset"].split(axis)[0]
+    for axis in DATA_DEFAULTS:  # the folder of another text is named after its settings
+        row["dataset"] = row["dataset"].split(f"_{axis}_")[0]
     return row
 
 
