@@ -2,8 +2,8 @@
 
     python plot_experiment.py                    (from the tables in results/, into it)
 
-Writes seeds_<math|facts|both>.png, accuracy.png, map.png, held_out.png, orders.png and pairs.png, each if
-there are runs for it.
+Writes seeds_<math|facts|both>.png, accuracy.png, map.png, held_out.png, orders.png and pairs.png, and those
+of study/experiments/why_figures.py, each if there are runs for it.
 """
 
 from collections import Counter
@@ -20,6 +20,8 @@ from study.experiments.figures import (
 from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs
 from study.experiments.select import seeds, seeds_by
+from study.experiments.why import why
+from study.experiments.why_figures import figures_of_why
 from study.settings import run_script
 
 root_dir = "results"  # folder of the experiments' tables; the figures are written there
@@ -234,7 +236,7 @@ def figures_of(runs):
         "held_out": lambda: plot_held_out(runs), "orders": lambda: plot_orders(found),
         "pairs": lambda: plot_pairs(found),
     }
-    return {name: plots[name]() for name in drawn(found)}
+    return {name: plots[name]() for name in drawn(found)} | figures_of_why(why(runs))
 
 
 def main(cfg):

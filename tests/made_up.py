@@ -1,8 +1,8 @@
 """Made-up runs, as read from the tables of experiments."""
 
 from study.experiments.results import Run, columns
-from study.experiments.runs import config_of, run_name
-from study.tasks import HELD_OUT
+from study.experiments.runs import DATA_DEFAULTS, config_of, run_name
+
 
 ANSWERS = {20: "5+7=12 7+5=12 5-7=-1 7-5=1", 40: "5+7=12 7+5=12 5-7=-2 7-5=2",
            30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
@@ -24,7 +24,7 @@ def a_run(*evaluations, **info):
 def made(run, config, **settings):
     """{name: a copy of the run} with the columns that the tables have for these settings."""
     settings = {"config": config} | settings
-    data = {"line_seed": -1, "held_out": HELD_OUT} | settings
+    data = DATA_DEFAULTS | settings
     row = {key: str(value) for key, value in (config_of(settings) | data).items()}
     row["dtype"] = settings.get("dtype", "float32")
     step = "PyTorch" if settings.get("fast") is False else run.info["step"]

@@ -1,0 +1,309 @@
+"""Compute what decides whether a model finds the rule: random tables, sizes, rates, orders, pairs, shares.
+
+why() returns nested dicts of plain data like findings(). Each function is the analysis that the comment of
+its file in experiments/ names. Its outcome is the share of held-out samples right at the last evaluation.
+"""
+
+import math
+from itertools import combinations
+
+import numpy as np
+
+from study.experiments.cells import mean, percents_at_last, rate_of, spread
+from study.experiments.results import right_and_total
+from study.experiments.select import PAPER_SEED, varied
+from study.experiments.statistics import bootstrap, half_width, holm, paired_p
+from study.tasks import table_of
+
+CONFIG = "math_mini_14"  # whose settings all these runs have but for their axes
+
+
+def why(runs):
+    """All findings of {name: Run} on why; those without runs are empty or None."""
+    return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": rates(runs),
+            "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
+
+
+def by(runs, *axes, **settings):
+    """{values of the axes: [Run of each seed, without the paper's]}."""
+    cells = {}
+    for (*key, seed), run in varied(runs, CONFIG, *axes, "seed", **settings).items():
+        if seed != PAPER_SEED:
+            cells.setdefault(tuple(key) if len(key) > 1 else key[0], []).append(run)
+    return cells
+
+
+def random_tables(runs):
+    """{n: runs} of random tables with the paper's settings."""
+    cells = {}
+    for (n, answer_seed, _), run in varied(runs, CONFIG, "n_embd", "answer_seed", "seed").items():
+        if answer_seed >= 0:
+            cells.setdefault(n, []).append(run)
+    return cells
+
+
+def held_out(cells):
+    """{key: shares of held-out samples right at the last evaluation, one a run} of {key: runs}."""
+    return {key: np.array(percents_at_last(cell, "held_out")) / 100 for key, cell in cells.items()}
+
+
+def trained(cells):
+    return {key: np.array(percents_at_last(cell, "trained")) / 100 for key, cell in cells.items()}
+
+
+def half(what, cells, falling=False):
+    """The width at which the mean of {n: shares} passes a half; see half_width()."""
+    finding = {"what": f"{what}: width at half", "width": None, "interval": None}
+    if len(cells) > 1:
+        def width(groups):
+            return half_width(list(cells), [group.mean() for group in groups], falling)
+
+        finding |= {"width": width(list(cells.values())), "interval": bootstrap(width, list(cells.values()))}
+    return finding
+
+
+def ratio(what, memory, rule):
+    """Width at which the rule is lost over that at which the random table is held; see half()."""
+    finding = {"what": f"{what}: n_gen / n_mem", "ratio": None, "interval": None}
+    if len(memory) > 1 and len(rule) > 1:
+        def of(groups):
+            parts = groups[:len(memory)], groups[len(memory):]
+            n_mem, n_gen = (half_width(list(cells), [group.mean() for group in part], falling)
+                            for cells, part, falling in zip((memory, rule), parts, (False, True)))
+            return n_gen / n_mem
+
+        groups = [*memory.values(), *rule.values()]
+        finding |= {"ratio": of(groups), "interval": bootstrap(of, groups)}
+    return finding
+
+
+def capacity(runs):
+    """What models hold of a random table, beside what they have of the true one (experiments/capacity.py)."""
+    cells = random_tables(runs)
+    true = {n: cell for n, cell in by(runs, "n_embd").items() if n >= 4}
+    by_width = {}
+    for n, cell in cells.items():
+        bits = [float(run.info["stored_bits"]) for run in cell]
+        each = [value / int(run.info["num_params"]) for value, run in zip(bits, cell)]
+        by_width[n] = {
+            "runs": len(cell),
+            "table": mean(f"n{n}: percent of a random table", percents_at_last(cell, "trained")),
+            "bits": spread(f"n{n}: bits of a random table stored", bits, "bits"),
+            "each": spread(f"n{n}: bits stored a parameter", each, "bits a parameter"),
+            "held_out": mean(f"n{n}: percent of held_out", percents_at_last(true.get(n, []), "held_out")),
+        }
+    memory, rule = trained(cells), held_out(true) if cells else {}
+    table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell]
+    return {
+        "by_width": by_width, "n": {f"n{n}": cell for n, cell in by_width.items()},
+        "table_bits": spread("bits of a random table", table_bits, "bits"),
+        "n_mem": half("random tables", memory), "n_gen": half("held-out problems", rule, falling=True),
+        "ratio": ratio("the paper's table", memory, rule),
+    }
+
+
+def times(runs):
+    """{n: iterations until 90% of the random table, the trained and the held-out problems} at the median.
+
+    A run that does not get there counts as one that takes longer than all others.
+    """
+    true = {n: cell for n, cell in by(runs, "n_embd").items()}
+    return {n: {"random": until(f"n{n}, random table", cell, "trained"),
+                "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
+                "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
+            for n, cell in random_tables(runs).items()}
+
+
+def until(what, cell, column, share=0.9):
+    """Median over the runs of the first evaluation with so large a share right; None if it is never."""
+    first = []
+    for run in cell:
+        right, total = right_and_total(run.results, column, slice(None))
+        reached = np.flatnonzero(right >= share * total)
+        first.append(float(run.results["iter"][reached[0]]) if len(reached) else math.inf)
+    median = float(np.median(first)) if first else math.inf
+    return {"what": f"{what}: iterations until 90%", "median": median if math.isfinite(median) else None,
+            "right": sum(map(math.isfinite, first)), "total": len(first)}
+
+
+def tables(runs):
+    """n_mem and n_gen of tables of several sizes, and the slope of one over the other
+    (experiments/table_size.py)."""
+    axes = ("operations", "max_operand", "answer_seed", "held_out", "line_seed", "block_size", "n_embd")
+    cells = {}
+    for (operations, most, answers, pairs, lines, _, n, seed), run in varied(
+            runs, CONFIG, *axes, "seed").items():
+        count = max(1, round(math.comb(most + 1, 2) / 45))
+        drawn = table_of({"held_out": f"{count} pairs of seed {max(seed, 0)}", "max_operand": most}).held_out
+        if lines == seed and pairs == drawn and answers in (-1, seed):
+            table = cells.setdefault((operations, most), {"memory": {}, "rule": {}})
+            table["rule" if answers == -1 else "memory"].setdefault(n, []).append(run)
+    found = {}
+    for (operations, most), table in cells.items():
+        name = f"{operations} to {most}"
+        memory, rule = trained(table["memory"]), held_out(table["rule"])
+        found[name] = {
+            "problems": (most + 1) ** 2 * (1 + (operations == "both")),
+            "runs": sum(map(len, (*memory.values(), *rule.values()))),
+            "n_mem": half(f"{name}, random", memory), "n_gen": half(f"{name}, held out", rule, falling=True),
+            "ratio": ratio(name, memory, rule),
+            "most": max((float(100 * of_width.mean()) for of_width in rule.values()), default=None),
+            "memory": memory, "rule": rule,
+        }
+    return {"by_table": found, "slope": slope_of(found)}
+
+
+def slope_of(found):
+    """Slope of log n_gen over log n_mem, over the tables that have both."""
+    finding = {"what": "slope of log n_gen over log n_mem", "slope": None, "interval": None}
+    whole = [table for table in found.values()
+             if all(table[name]["width"] and table[name]["width"] == table[name]["width"]
+                    for name in ("n_mem", "n_gen"))]
+    if len(whole) < 3:
+        return finding
+    parts = [(table[kind], kind == "rule") for table in whole for kind in ("memory", "rule")]
+
+    def of(groups):
+        groups = iter(groups)
+        at = [half_width(list(cells), [next(groups).mean() for _ in cells], falling)
+              for cells, falling in parts]
+        if np.isnan(at).any():
+            return math.nan
+        return float(np.polyfit(np.log(at[::2]), np.log(at[1::2]), 1)[0])
+
+    groups = [group for cells, _ in parts for group in cells.values()]
+    return finding | {"slope": of(groups), "interval": bootstrap(of, groups), "tables": len(whole)}
+
+
+def paired(what, ours, theirs):
+    """Mean difference in points of {seed: Run}s that have a seed in common; p is not corrected."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    finding = {"what": what, "difference": None, "interval": None, "p": None, "seeds": len(seeds),
+               "test": "paired permutation test"}
+    if not seeds:
+        return finding
+    a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
+            for runs in (ours, theirs))
+    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b),
+                      "interval": bootstrap(lambda groups: groups[0].mean(), [a - b])}
+
+
+def corrected(tests):
+    """Findings of paired() by name, with Holm's correction for testing all of them."""
+    made = [test for test in tests.values() if test["p"] is not None]
+    for test, p in zip(made, holm([test["p"] for test in made])):
+        test["p"] = p
+    return tests
+
+
+def seeds_of(runs, *axes, **settings):
+    """{values of the axes: {seed: Run}}, without the paper's seed."""
+    cells = {}
+    for (*key, seed), run in varied(runs, CONFIG, *axes, "seed", **settings).items():
+        if seed != PAPER_SEED:
+            cells.setdefault(tuple(key), {})[seed] = run
+    return cells
+
+
+def rates(runs):
+    """{n: {rate: cell}} of learning rates (experiments/optimizer.py)."""
+    cells = {}
+    for (n, rate, least), of_seed in seeds_of(runs, "n_embd", "learning_rate", "min_lr").items():
+        if math.isclose(least, rate / 100):
+            cells.setdefault(n, {})[rate] = of_seed
+    found = {}
+    for n, of_rate in cells.items():
+        if len(of_rate) < 2:
+            continue
+        against = corrected({rate: paired(f"n{n}: {rate:g} minus 0.01", cell, of_rate.get(0.01, {}))
+                             for rate, cell in of_rate.items() if rate != 0.01})
+        found[f"n{n}"] = {f"{rate:g}".replace(".", "_"): {
+            "rate": rate, "runs": len(cell), "against": against.get(rate),
+            **{what: mean(f"n{n} at {rate:g}: percent of {what}", percents_at_last(cell.values(), what))
+               for what in ("held_out", "trained")},
+            "generalizes": rate_of(f"n{n} at {rate:g}", cell.values(), "generalizes"),
+        } for rate, cell in of_rate.items()}
+    return found
+
+
+def order(runs):
+    """{n: the paper's text against lines in changing order} (experiments/changing_order.py)."""
+    paper, changing = seeds_of(runs, "n_embd"), seeds_of(runs, "n_embd", shuffles=50)
+    tests = corrected({n: paired(f"n{n}: changing order minus the paper's", cell, paper.get((n,), {}))
+                       for (n,), cell in changing.items()})
+    return {f"n{n}": {
+        "runs": len(cell), "against": tests[n],
+        "paper": mean(f"n{n}, the paper's text", percents_at_last(
+            [run for seed, run in paper.get((n,), {}).items() if seed in cell], "held_out")),
+        "changing": mean(f"n{n}, changing order", percents_at_last(cell.values(), "held_out")),
+    } for (n,), cell in changing.items()}
+
+
+def pairs(runs):
+    """{n: held-out pairs, and those at the edge against those inside} (experiments/all_pairs.py)."""
+    digits = [f"{a},{b}" for a, b in combinations(range(10), 2)]
+    found = {}
+    for n, most in ((14, 10), (20, 5)):
+        cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
+                 for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
+        means = {pair: float(of_pair.mean()) for pair, of_pair in held_out(cells).items()}
+        if len(means) > 10:
+            found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means),
+                              "problems": by_problem(cells)}
+    return found
+
+
+def by_problem(cells):
+    """{(a, sign, b): share of the runs whose most frequent answer is right at the end}."""
+    shares = {}
+    for pair, cell in cells.items():
+        for a, b in (pair.split(","), pair.split(",")[::-1]):
+            for sign in "+-":
+                answers = [run.results["held_out_answers"][-1].get(f"{a}{sign}{b}") for run in cell]
+                right = str(int(a) + int(b) if sign == "+" else int(a) - int(b))
+                shares[int(a), sign, int(b)] = float(np.mean([answer == right for answer in answers]))
+    return shares
+
+
+def edge(what, means, draws=10_000):
+    """Mean of the pairs with a 0 or 9 minus that of the others, and p by permutation over pairs."""
+    at_edge = np.array([bool({"0", "9"} & set(pair.split(","))) for pair in means])
+    values, rng = np.array(list(means.values())), np.random.default_rng(0)
+    if at_edge.all() or not at_edge.any():
+        return None
+    observed = values[at_edge].mean() - values[~at_edge].mean()
+    shuffled = rng.permuted(np.repeat(at_edge[None], draws, axis=0), axis=1)
+    counts = at_edge.sum(), (~at_edge).sum()
+    differences = (shuffled @ values) / counts[0] - (~shuffled @ values) / counts[1]
+    p = (1 + (np.abs(differences) >= abs(observed) - 1e-12).sum()) / (1 + draws)
+    groups = [values[at_edge], values[~at_edge]]
+    interval = bootstrap(lambda groups: groups[0].mean() - groups[1].mean(), groups)
+    return {"what": f"{what}: pairs with 0 or 9 minus the others", "difference": float(observed),
+            "interval": interval, "p": float(p), "test": "permutation over pairs",
+            "at_edge": float(100 * values[at_edge].mean()), "inside": float(100 * values[~at_edge].mean())}
+
+
+def shares(runs):
+    """{n: {pairs held out: mean}, and the slope over their number} (experiments/held_out_share.py)."""
+    counts = (1, 2, 5, 10, 15, 22)
+    found = {}
+    for n in (10, 14, 20, 28, 56):
+        cells = {count: [] for count in counts}
+        for (drawn,), of_seed in seeds_of(runs, "held_out", n_embd=n).items():
+            for seed, run in of_seed.items():
+                for count in counts:
+                    if drawn == table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out:
+                        cells[count].append(run)
+        cells = {count: of_count for count, of_count in held_out(cells).items() if len(of_count)}
+        if len(cells) > 1:
+            def slope(groups):
+                x = np.repeat(list(cells), [len(group) for group in groups])
+                return float(np.polyfit(x, 100 * np.concatenate(groups), 1)[0])
+
+            groups = list(cells.values())
+            found[f"n{n}"] = {
+                "by_count": {count: float(100 * of_count.mean()) for count, of_count in cells.items()},
+                "runs": sum(map(len, groups)),
+                "slope": {"what": f"n{n}: points a held-out pair", "slope": slope(groups),
+                          "interval": bootstrap(slope, groups)}}
+    return found

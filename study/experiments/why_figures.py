@@ -1,0 +1,166 @@
+"""Draw what why() found: capacity, sizes of the table, learning rates, orders, pairs and shares."""
+
+import numpy as np
+
+from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt
+
+MEMORY, TRAINED, HELD_OUT = "#D55E00", CURVES["add"][1], CURVES["held_out"][1]
+TICKS = [4, 7, 10, 14, 18, 24, 28, 40, 56]
+
+
+def figures_of_why(found):
+    """{name: figure} of the findings of why() that there are runs for."""
+    plots = {
+        "capacity": (found["capacity"]["by_width"], plot_capacity), "times": (found["times"], plot_times),
+        "tables": (whole_tables(found["tables"]["by_table"]), plot_tables),
+        "rates": (found["rates"], plot_rates),
+        "changing_order": (found["order"], plot_order), "all_pairs": (found["pairs"], plot_pairs),
+        "held_out_share": (found["shares"], plot_shares),
+    }
+    return {name: plot(part) for name, (part, plot) in plots.items() if part}
+
+
+def label_widths(ax, ticks=TICKS):
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
+    ax.set_xlabel("width n")
+    ax.grid(alpha=0.3)
+
+
+def draw_means(ax, cells, label, color, marker):
+    """The mean over the runs for each x, and single runs as dots. cells: {x: {"values", "mean"}}."""
+    cells = {x: cell for x, cell in cells.items() if cell["values"]}
+    for x, cell in cells.items():
+        ax.plot([x] * len(cell["values"]), cell["values"], "o", color=color, markersize=3, markeredgewidth=0,
+                alpha=0.25)
+    ax.plot(list(cells), [cell["mean"] for cell in cells.values()], color=color, marker=marker, markersize=3,
+            linewidth=1.2, label=label)
+
+
+def plot_capacity(by_width):
+    """Share of a random table that a width holds, beside its held-out score; bits stored by parameters."""
+    figure, (ax, bits) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.5), layout="constrained")
+    of = {what: {n: cell[what] for n, cell in by_width.items()} for what in ("table", "held_out")}
+    draw_means(ax, of["table"], "random table", MEMORY, "D")
+    draw_means(ax, of["held_out"], "held-out problems of the true table", HELD_OUT, "s")
+    ax.set(ylabel="right at the last evaluation (%)", ylim=(-3, 105))
+    label_widths(ax)
+    for n, cell in by_width.items():
+        bits.plot([n] * len(cell["bits"]["values"]), cell["bits"]["values"], "o", color=MEMORY, markersize=3,
+                  markeredgewidth=0, alpha=0.4)
+    bits.plot(list(by_width), [cell["bits"]["quartiles"][1] for cell in by_width.values()], color=MEMORY,
+              linewidth=1.2)
+    bits.set(ylabel="bits of the random table stored", ylim=(0, None))
+    label_widths(bits)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2).set_title(
+        "lines: mean (left) and median (right) of the runs; dots: single runs", {"size": 7})
+    return figure
+
+
+def plot_times(found):
+    """Iterations until 90% of the random table, the trained and the held-out problems are right."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    curves = (("random", "random table", MEMORY, "D"), ("trained", "trained problems", TRAINED, "o"),
+              ("held_out", "held-out problems", HELD_OUT, "s"))
+    for name, label, color, marker in curves:
+        reached = {n: times[name]["median"] for n, times in found.items() if times[name]["median"]}
+        ax.plot(list(reached), list(reached.values()), color=color, marker=marker, markersize=3,
+                linewidth=1.2, label=label)
+    ax.set_yscale("log")
+    ax.set_ylabel("iterations until 90% right\n(median; only where half get there)")
+    label_widths(ax)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def whole_tables(found):
+    """The tables of tables() that have both widths."""
+    return {name: table for name, table in found.items()
+            if all(table[key]["interval"] and np.isfinite(table[key]["width"]) for key in ("n_mem", "n_gen"))}
+
+
+def plot_tables(found):
+    """For each table, the width at which generalization ends over that at which a random one is held."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
+    ends = np.array([4, 64])
+    ax.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--", label="equal widths")
+    for name, table in found.items():
+        (x, (left, right)), (y, (low, high)) = ((table[key]["width"], table[key]["interval"])
+                                                for key in ("n_mem", "n_gen"))
+        x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
+        ax.errorbar(x, y, y_error, np.nan_to_num(x_error), fmt="o", color=MEMORY, markersize=4, elinewidth=1)
+        ax.annotate(name, (x, y), (4, -9), textcoords="offset points", fontsize=7)
+    ax.set_yscale("log")
+    ax.set_yticks(TICKS, TICKS)
+    label_widths(ax)
+    ax.set(xlabel="width that holds half of the random table", xlim=ends, ylim=ends,
+           ylabel="width that has lost half of the held-out score")
+    ax.minorticks_off()
+    ax.legend(loc="upper left")
+    return figure
+
+
+def plot_rates(found):
+    """Held-out score over the largest learning rate, for each width."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
+    for (name, cells), color, marker in zip(found.items(), colors, "os^Dv"):
+        draw_means(ax, {cell["rate"]: cell["held_out"] for cell in cells.values()}, name, color, marker)
+    ax.set_xscale("log")
+    ticks = sorted({cell["rate"] for cells in found.values() for cell in cells.values()})
+    ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="largest learning rate", ylabel="held-out samples right\nat the last evaluation (%)",
+           ylim=(-3, 105))
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def plot_order(found):
+    """Held-out score over the width, with the paper's order of the lines and with 50 orders."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    for kind, label, color, marker in (("paper", "the paper's text", "0.4", "o"),
+                                       ("changing", "50 orders of the lines", HELD_OUT, "s")):
+        draw_means(ax, {int(n[1:]): cell[kind] for n, cell in found.items()}, label, color, marker)
+    ax.set(ylabel="held-out samples right\nat the last evaluation (%)", ylim=(-3, 105))
+    label_widths(ax, [14, 16, 18, 20, 24, 28, 40, 56])
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def plot_pairs(found):
+    """For each held-out problem, the share of runs that are right: sums and differences as maps."""
+    figure, axes = plt.subplots(len(found), 2, figsize=(TWO_COLUMNS, 3.2 * len(found)), squeeze=False,
+                                layout="constrained")
+    for row, (name, of_width) in zip(axes, found.items()):
+        for ax, sign, operation in zip(row, "+-", ("sums", "differences")):
+            table = np.full((10, 10), np.nan)
+            for (a, of_sign, b), share in of_width["problems"].items():
+                if of_sign == sign:
+                    table[a, b] = share
+            image = ax.imshow(table, cmap="Purples", vmin=0, vmax=1)
+            ax.set_facecolor("0.85")
+            for (a, b), share in np.ndenumerate(table):
+                if not np.isnan(share):
+                    ax.text(b, a, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
+                            color="white" if share > 0.62 else "black")
+            ax.set(title=f"{name}: {operation}, % of runs right", xlabel="b", ylabel="a", xticks=range(10),
+                   yticks=range(10))
+        figure.colorbar(image, ax=row, shrink=0.7)
+    return figure
+
+
+def plot_shares(found):
+    """Held-out score over the number of pairs that are held out, for each width."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
+    for (name, cell), color, marker in zip(found.items(), colors, "os^Dv"):
+        ax.plot(list(cell["by_count"]), list(cell["by_count"].values()), color=color, marker=marker,
+                markersize=3, linewidth=1.2, label=name)
+    ax.set(xlabel="pairs held out, of 45", ylabel="held-out samples right\nat the last evaluation (%)",
+           ylim=(-3, 105))
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure

@@ -1,0 +1,151 @@
+"""What the experiments on why show: each analysis finds what was put into made-up runs, and draws it."""
+
+import json
+import math
+
+import pytest
+from made_up import a_run, made
+
+from study.experiments.results import columns
+from study.experiments.why import edge, why
+from study.experiments.why_figures import figures_of_why
+from study.tasks import table_of
+
+pytestmark = pytest.mark.usefixtures("close_figures")
+N14 = "math_mini_14"
+
+
+def a_table(share, bits=100.0):
+    """A run of a random table of which it has a share at the end, and half of that before."""
+    run = a_run(*((it, round(1000 * part), round(1000 * part), None, 0, 1.0)
+                  for it, part in ((0, 0), (1000, share / 2), (2000, share))))
+    rows = [row | {"held_out_total": 0, "held_out_correct": 0, "held_out_answers": ""} for row in run.rows]
+    info = run.info | {"stored_bits": str(bits), "table_bits": "784.0"}
+    return run._replace(rows=rows, results=columns(rows), info=info)
+
+
+def a_rule(held_out, **info):
+    """A run that has so many held-out samples right at the end."""
+    return a_run((0, 0, 0, None, 0, 2.8), (2000, 980 + held_out // 2, 980 + held_out // 2, None, held_out, 0.9),
+                 **info)
+
+
+def of_pair(pair, right):
+    """A run without a pair, of whose problems it has all or none right."""
+    run = a_rule(40 if right else 0)
+    a, b = map(int, pair.split(","))
+    answers = {f"{x}{sign}{y}": (x + y if sign == "+" else x - y) + (not right)
+               for x, y in ((a, b), (b, a)) for sign in "+-"}
+    rows = [row | {"held_out_answers": " ".join(f"{k}={v}" for k, v in answers.items())} for row in run.rows]
+    return run._replace(rows=rows, results=columns(rows))
+
+
+def together(*parts):
+    return {name: run for part in parts for name, run in part.items()}
+
+
+@pytest.fixture(scope="module")
+def found():
+    seeds = (1, 2, 3)
+    memory = {4: 0.1, 8: 0.5, 16: 1.0, 32: 1.0}
+    rule = {4: 20, 8: 40, 16: 40, 28: 0, 32: 0}
+    runs = together(*(
+        made(a_table(share, bits=10 * n), N14, n_embd=n, seed=seed, answer_seed=seed)
+        for n, share in memory.items() for seed in seeds
+    ), *(made(a_rule(right), N14, n_embd=n, seed=seed) for n, right in rule.items() for seed in seeds), *(
+        made(a_rule(20), "math_mini_28", seed=seed, learning_rate=0.03, min_lr=0.0003) for seed in seeds
+    ), *(
+        made(a_rule(30), N14, n_embd=28, seed=seed, shuffles=50) for seed in seeds
+    ))
+    for pair in (f"{a},{b}" for a in range(9) for b in range(a + 1, 10)):
+        runs |= made(of_pair(pair, not {"0", "9"} & set(pair)), N14, seed=1, held_out=pair)
+    for count, right in ((1, 40), (2, 30), (5, 0)):
+        for seed in seeds:
+            runs |= made(a_rule(right), N14, n_embd=10, seed=seed,
+                         held_out=table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out)
+    for most, n_mem in ((4, 6), (6, 9), (12, 18)):
+        pairs = max(1, round(math.comb(most + 1, 2) / 45))
+        for seed in seeds:
+            drawn = {"held_out": f"{pairs} pairs of seed {seed}", "max_operand": most}
+            table = {"max_operand": most, "held_out": table_of(drawn).held_out, "line_seed": seed,
+                     "seed": seed, "block_size": 9 if most < 10 else 12}
+            for n in (n_mem - 1, n_mem + 1, 2 * n_mem - 1, 2 * n_mem + 1):
+                runs |= made(a_table(float(n > n_mem)), N14, n_embd=n, answer_seed=seed, **table)
+                runs |= made(a_rule(40 if n < 2 * n_mem else 0), N14, n_embd=n, **table)
+    return why(runs)
+
+
+def test_capacity_is_what_a_width_holds_of_random_tables_beside_the_true_one(found):
+    capacity = found["capacity"]
+    assert {n: cell["table"]["mean"] for n, cell in capacity["by_width"].items()} == {
+        4: 10, 8: 50, 16: 100, 32: 100}
+    assert {n: cell["held_out"]["mean"] for n, cell in capacity["by_width"].items()} == {
+        4: 50, 8: 100, 16: 100, 32: 0}
+    assert [cell["bits"]["quartiles"][1] for cell in capacity["by_width"].values()] == [40, 80, 160, 320]
+    assert capacity["by_width"][8]["each"]["quartiles"][1] == pytest.approx(80 / 1456)
+    assert capacity["n_mem"]["width"] == pytest.approx(8) == capacity["n_mem"]["interval"][0]
+    assert capacity["n_gen"]["width"] == pytest.approx(math.sqrt(16 * 28))
+    assert capacity["ratio"]["ratio"] == pytest.approx(math.sqrt(16 * 28) / 8)
+
+
+def test_times_are_those_at_which_half_of_the_runs_have_nine_tenths(found):
+    assert found["times"][16]["random"]["median"] == 2000 and found["times"][8]["random"]["median"] is None
+    assert found["times"][8]["held_out"]["median"] == 2000 and found["times"][8]["random"]["right"] == 0
+
+
+def test_a_learning_rate_is_compared_with_the_papers_on_the_same_seeds(found):
+    cell = found["rates"]["n28"]["0_03"]
+    assert cell["held_out"]["mean"] == 50 and cell["against"]["difference"] == pytest.approx(0.5)
+    assert cell["against"]["seeds"] == 3 and found["rates"]["n28"]["0_01"]["against"] is None
+
+
+def test_changing_orders_are_compared_with_the_papers_order_on_the_same_seeds(found):
+    assert list(found["order"]) == ["n28"]
+    assert found["order"]["n28"]["against"]["difference"] == pytest.approx(0.75)
+    assert found["order"]["n28"]["changing"]["mean"] == 75 and found["order"]["n28"]["paper"]["mean"] == 0
+
+
+def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
+    tables = found["tables"]
+    assert list(tables["by_table"]) == ["both to 4", "both to 6", "both to 12"]
+    assert [table["problems"] for table in tables["by_table"].values()] == [50, 98, 338]
+    for table in tables["by_table"].values():
+        assert table["ratio"]["ratio"] == pytest.approx(2, rel=0.05)
+    assert tables["slope"]["slope"] == pytest.approx(1, abs=0.05) and tables["slope"]["tables"] == 3
+
+
+def test_pairs_at_the_edge_are_told_from_those_inside(found):
+    [pairs] = found["pairs"].values()
+    assert pairs["pairs"] == 45 and pairs["edge"]["difference"] == -1 and pairs["edge"]["p"] < 0.001
+    assert pairs["problems"][3, "-", 4] == 1 and pairs["problems"][0, "+", 4] == 0
+    even = {f"{a},{b}": float((a + b) % 2) for a in range(10) for b in range(a + 1, 10)}
+    assert edge("chance", even)["p"] > 0.2
+
+
+def test_the_score_over_the_number_of_held_out_pairs_has_a_slope(found):
+    shares = found["shares"]["n10"]
+    assert shares["by_count"] == {1: 100, 2: 75, 5: 0} and shares["runs"] == 9
+    assert shares["slope"]["slope"] == pytest.approx(-25) and shares["slope"]["interval"][1] < 0
+
+
+def test_all_of_it_is_drawn(found):
+    figures = figures_of_why(found)
+    assert list(figures) == ["capacity", "times", "tables", "rates", "changing_order", "all_pairs",
+                             "held_out_share"]
+    curves = {line.get_label(): line.get_ydata().tolist() for line in figures["capacity"].axes[0].get_lines()}
+    assert curves["random table"] == [10, 50, 100, 100]
+    texts = {text.get_text() for text in figures["tables"].axes[0].texts}
+    assert texts == {"both to 4", "both to 6", "both to 12"}
+    for figure in figures.values():
+        figure.canvas.draw()
+
+
+def test_without_runs_there_are_no_findings_and_no_figures():
+    nothing = why({})
+    assert figures_of_why(nothing) == {} and nothing["capacity"]["n_mem"]["width"] is None
+    json.dumps(nothing)
+
+
+def test_runs_of_the_paper_alone_are_no_experiment_on_why():
+    runs = together(*(made(a_rule(40), N14, seed=seed) for seed in (1, 2, 1337)))
+    assert figures_of_why(why(runs)) == {}
