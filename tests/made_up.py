@@ -3,7 +3,6 @@
 from study.experiments.results import Run, columns
 from study.experiments.runs import DATA_DEFAULTS, config_of, run_name
 
-
 ANSWERS = {20: "5+7=12 7+5=12 5-7=-1 7-5=1", 40: "5+7=12 7+5=12 5-7=-2 7-5=2",
            30: "5+7=12 7+5=12 5-7=-1 7-5=2", 0: "5+7=13 7+5=13 5-7=-1 7-5=3"}
 

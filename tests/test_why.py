@@ -83,9 +83,9 @@ def test_capacity_is_what_a_width_holds_of_random_tables_beside_the_true_one(fou
         4: 50, 8: 100, 16: 100, 32: 0}
     assert [cell["bits"]["quartiles"][1] for cell in capacity["by_width"].values()] == [40, 80, 160, 320]
     assert capacity["by_width"][8]["each"]["quartiles"][1] == pytest.approx(80 / 1456)
-    assert capacity["n_mem"]["width"] == pytest.approx(8) == capacity["n_mem"]["interval"][0]
-    assert capacity["n_gen"]["width"] == pytest.approx(math.sqrt(16 * 28))
-    assert capacity["ratio"]["ratio"] == pytest.approx(math.sqrt(16 * 28) / 8)
+    assert capacity["n_mem"]["value"] == pytest.approx(8) == capacity["n_mem"]["interval"][0]
+    assert capacity["n_gen"]["value"] == pytest.approx(math.sqrt(16 * 28))
+    assert capacity["ratio"]["value"] == pytest.approx(math.sqrt(16 * 28) / 8)
 
 
 def test_times_are_those_at_which_half_of_the_runs_have_nine_tenths(found):
@@ -110,8 +110,8 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
     assert list(tables["by_table"]) == ["both to 4", "both to 6", "both to 12"]
     assert [table["problems"] for table in tables["by_table"].values()] == [50, 98, 338]
     for table in tables["by_table"].values():
-        assert table["ratio"]["ratio"] == pytest.approx(2, rel=0.05)
-    assert tables["slope"]["slope"] == pytest.approx(1, abs=0.05) and tables["slope"]["tables"] == 3
+        assert table["ratio"]["value"] == pytest.approx(2, rel=0.05)
+    assert tables["slope"]["value"] == pytest.approx(1, abs=0.05) and tables["slope"]["tables"] == 3
 
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):
@@ -125,7 +125,7 @@ def test_pairs_at_the_edge_are_told_from_those_inside(found):
 def test_the_score_over_the_number_of_held_out_pairs_has_a_slope(found):
     shares = found["shares"]["n10"]
     assert shares["by_count"] == {1: 100, 2: 75, 5: 0} and shares["runs"] == 9
-    assert shares["slope"]["slope"] == pytest.approx(-25) and shares["slope"]["interval"][1] < 0
+    assert shares["slope"]["value"] == pytest.approx(-25) and shares["slope"]["interval"][1] < 0
 
 
 def test_all_of_it_is_drawn(found):
@@ -142,7 +142,7 @@ def test_all_of_it_is_drawn(found):
 
 def test_without_runs_there_are_no_findings_and_no_figures():
     nothing = why({})
-    assert figures_of_why(nothing) == {} and nothing["capacity"]["n_mem"]["width"] is None
+    assert figures_of_why(nothing) == {} and nothing["capacity"]["n_mem"]["value"] is None
     json.dumps(nothing)
 
 

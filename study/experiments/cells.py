@@ -2,7 +2,9 @@
 
 A finding is a dict. It says "what" it is of, and has one of
     right, total, interval         a share of runs and its 95% interval (Wilson)
-    a, b, difference, interval, p  share a minus share b, its 95% interval (Newcombe), Fisher's exact test
+    difference, interval, p, test  share a minus share b, its 95% interval, p of the test that is named
+    value, interval                an estimate and its 95% interval (bootstrap)
+    median, right, total           the runs' median, and how many have a value; None if fewer than half do
     values, unit, quartiles        first quartile, median and third quartile of the runs' values
     values, mean                   their mean
     values                         the lowest and the highest
@@ -99,7 +101,7 @@ def rate_of(what, runs, criterion):
 def compared(a, b):
     """The difference of two rates."""
     finding = {"what": f"{a['what']}; against {b['what']}", "a": a, "b": b,
-               "difference": None, "interval": None, "p": None}
+               "difference": None, "interval": None, "p": None, "test": "Fisher's exact test"}
     if a["total"] and b["total"]:
         counts = a["right"], a["total"], b["right"], b["total"]
         finding["difference"] = a["right"] / a["total"] - b["right"] / b["total"]

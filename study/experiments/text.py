@@ -21,6 +21,10 @@ def text_of(finding, spec=","):
         return "; ".join(f"{value} ({count:,})" for value, count in finding["counts"].items()) or None
     if "difference" in finding:
         return text_of_difference(finding)
+    if "value" in finding:
+        return text_of_value(finding)
+    if "median" in finding:
+        return "more than the runs have" if finding["median"] is None else f"{finding['median']:,.0f}"
     if "iter" in finding:
         return f"{finding['right']} of {finding['total']}{progress(finding)}"
     if "right" in finding:
@@ -48,7 +52,15 @@ def text_of_difference(finding):
         return None
     points, low, high = (100 * share for share in (finding["difference"], *finding["interval"]))
     points = f"{points:+.1f}" if 0 < abs(points) < 1 else f"{points:+.0f}"
-    return f"{points} points ({low:+.0f} to {high:+.0f}; Fisher's exact test p = {finding['p']:.2g})"
+    return f"{points} points ({low:+.0f} to {high:+.0f}; {finding['test']} p = {finding['p']:.2g})"
+
+
+def text_of_value(finding):
+    """12.5 (12.1 to 13.0), to three digits."""
+    if finding["value"] is None:
+        return None
+    interval = " ({:.3g} to {:.3g})".format(*finding["interval"]) if finding["interval"] else ""
+    return f"{finding['value']:.3g}{interval}"
 
 
 def text_of_share(finding):
@@ -69,7 +81,7 @@ def text_of_spread(finding):
     """Median (first to third quartile); one number if they are the same."""
     if finding["quartiles"] is None:
         return None
-    digits = 3 if finding["unit"].startswith("nats") else 1
+    digits = {"nats per character": 3, "bits a parameter": 2}.get(finding["unit"], 1)
     low, median, high = (number(value, digits) for value in finding["quartiles"])
     return median if low == high else f"{median} ({low} to {high})"
 

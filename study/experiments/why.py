@@ -51,30 +51,40 @@ def trained(cells):
     return {key: np.array(percents_at_last(cell, "trained")) / 100 for key, cell in cells.items()}
 
 
-def half(what, cells, falling=False):
-    """The width at which the mean of {n: shares} passes a half; see half_width()."""
-    finding = {"what": f"{what}: width at half", "width": None, "interval": None}
-    if len(cells) > 1:
-        def width(groups):
-            return half_width(list(cells), [group.mean() for group in groups], falling)
+def estimate(what, statistic, groups):
+    """statistic(groups) with its bootstrap interval; None where it is not defined."""
+    value = statistic(groups) if groups else math.nan
+    low, high = bootstrap(statistic, groups) if value == value else (math.nan, math.nan)
+    return {"what": what, "value": value if value == value else None,
+            "interval": (low, high) if low == low else None}
 
-        finding |= {"width": width(list(cells.values())), "interval": bootstrap(width, list(cells.values()))}
-    return finding
+
+def widths_at_half(*curves):
+    """A statistic of groups: half_width() of each curve, given as ({n: shares}, whether it falls)."""
+    def of(groups):
+        groups = iter(groups)
+        return [half_width(list(cells), [next(groups).mean() for _ in cells], falling)
+                for cells, falling in curves]
+
+    return of
+
+
+def half(what, cells, falling=False):
+    """The width at which the mean of {n: shares} passes a half."""
+    width = widths_at_half((cells, falling))
+    return estimate(f"{what}: width at half", lambda groups: width(groups)[0], list(cells.values()))
 
 
 def ratio(what, memory, rule):
-    """Width at which the rule is lost over that at which the random table is held; see half()."""
-    finding = {"what": f"{what}: n_gen / n_mem", "ratio": None, "interval": None}
-    if len(memory) > 1 and len(rule) > 1:
-        def of(groups):
-            parts = groups[:len(memory)], groups[len(memory):]
-            n_mem, n_gen = (half_width(list(cells), [group.mean() for group in part], falling)
-                            for cells, part, falling in zip((memory, rule), parts, (False, True)))
-            return n_gen / n_mem
+    """The width at which the rule is lost over that at which the random table is held."""
+    widths = widths_at_half((memory, False), (rule, True))
+    groups = [*memory.values(), *rule.values()] if memory and rule else []
 
-        groups = [*memory.values(), *rule.values()]
-        finding |= {"ratio": of(groups), "interval": bootstrap(of, groups)}
-    return finding
+    def of(groups):
+        n_mem, n_gen = widths(groups)
+        return n_gen / n_mem
+
+    return estimate(f"{what}: n_gen / n_mem", of, groups)
 
 
 def capacity(runs):
@@ -155,24 +165,16 @@ def tables(runs):
 
 def slope_of(found):
     """Slope of log n_gen over log n_mem, over the tables that have both."""
-    finding = {"what": "slope of log n_gen over log n_mem", "slope": None, "interval": None}
-    whole = [table for table in found.values()
-             if all(table[name]["width"] and table[name]["width"] == table[name]["width"]
-                    for name in ("n_mem", "n_gen"))]
-    if len(whole) < 3:
-        return finding
-    parts = [(table[kind], kind == "rule") for table in whole for kind in ("memory", "rule")]
+    whole = [table for table in found.values() if table["n_mem"]["value"] and table["n_gen"]["value"]]
+    curves = [(table[kind], kind == "rule") for table in whole for kind in ("memory", "rule")]
+    widths = widths_at_half(*curves)
 
     def of(groups):
-        groups = iter(groups)
-        at = [half_width(list(cells), [next(groups).mean() for _ in cells], falling)
-              for cells, falling in parts]
-        if np.isnan(at).any():
-            return math.nan
-        return float(np.polyfit(np.log(at[::2]), np.log(at[1::2]), 1)[0])
+        at = np.log(widths(groups))
+        return math.nan if np.isnan(at).any() else float(np.polyfit(at[::2], at[1::2], 1)[0])
 
-    groups = [group for cells, _ in parts for group in cells.values()]
-    return finding | {"slope": of(groups), "interval": bootstrap(of, groups), "tables": len(whole)}
+    groups = [group for cells, _ in curves for group in cells.values()] if len(whole) > 2 else []
+    return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(whole)}
 
 
 def paired(what, ours, theirs):
@@ -247,7 +249,7 @@ def pairs(runs):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
                  for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
         means = {pair: float(of_pair.mean()) for pair, of_pair in held_out(cells).items()}
-        if len(means) > 10:
+        if len(means) == len(digits):
             found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means),
                               "problems": by_problem(cells)}
     return found
@@ -304,6 +306,5 @@ def shares(runs):
             found[f"n{n}"] = {
                 "by_count": {count: float(100 * of_count.mean()) for count, of_count in cells.items()},
                 "runs": sum(map(len, groups)),
-                "slope": {"what": f"n{n}: points a held-out pair", "slope": slope(groups),
-                          "interval": bootstrap(slope, groups)}}
+                "slope": estimate(f"n{n}: points a held-out pair", slope, groups)}
     return found

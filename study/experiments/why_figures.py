@@ -77,7 +77,7 @@ def plot_times(found):
 def whole_tables(found):
     """The tables of tables() that have both widths."""
     return {name: table for name, table in found.items()
-            if all(table[key]["interval"] and np.isfinite(table[key]["width"]) for key in ("n_mem", "n_gen"))}
+            if table["n_mem"]["interval"] and table["n_gen"]["interval"]}
 
 
 def plot_tables(found):
@@ -86,10 +86,10 @@ def plot_tables(found):
     ends = np.array([4, 64])
     ax.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--", label="equal widths")
     for name, table in found.items():
-        (x, (left, right)), (y, (low, high)) = ((table[key]["width"], table[key]["interval"])
+        (x, (left, right)), (y, (low, high)) = ((table[key]["value"], table[key]["interval"])
                                                 for key in ("n_mem", "n_gen"))
         x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
-        ax.errorbar(x, y, y_error, np.nan_to_num(x_error), fmt="o", color=MEMORY, markersize=4, elinewidth=1)
+        ax.errorbar(x, y, y_error, x_error, fmt="o", color=MEMORY, markersize=4, elinewidth=1)
         ax.annotate(name, (x, y), (4, -9), textcoords="offset points", fontsize=7)
     ax.set_yscale("log")
     ax.set_yticks(TICKS, TICKS)
