@@ -20,7 +20,6 @@ from study.experiments.figures import (
 from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs
 from study.experiments.select import seeds, seeds_by
-from study.experiments.why import why
 from study.experiments.why_figures import figures_of_why
 from study.settings import run_script
 
@@ -236,7 +235,7 @@ def figures_of(runs):
         "held_out": lambda: plot_held_out(runs), "orders": lambda: plot_orders(found),
         "pairs": lambda: plot_pairs(found),
     }
-    return {name: plots[name]() for name in drawn(found)} | figures_of_why(why(runs))
+    return {name: plots[name]() for name in drawn(found) if name in plots} | figures_of_why(found["why"])
 
 
 def main(cfg):

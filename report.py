@@ -1,6 +1,7 @@
 """Writes RESULTS.md: docs/results_template.md with the findings of the experiments' tables in its places.
 
     python report.py                                            (RESULTS.md)
+    python report.py --page=why                                 (docs/why.md, from docs/why_template.md)
     python report.py --readme=README.md                         (and the README's table)
     python report.py --root_dir=again --path=RESULTS_again.md   (of other tables)
 """
@@ -15,13 +16,15 @@ from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs, read_runs
 from study.experiments.tables import tables_of
 from study.experiments.text import text_of, wrapped
+from study.experiments.why_tables import tables_of_why
 from study.settings import run_script
 
 root_dir = "results"  # folder of the experiments' tables
-path = "RESULTS.md"  # where to write
+page = "results"  # results or why
+path = ""  # where to write; RESULTS.md or docs/why.md unless set
 readme = ""  # file whose table of the claims is brought up to date too, such as README.md
 
-TEMPLATE = ROOT / "docs" / "results_template.md"
+PAGES = {"results": "RESULTS.md", "why": "docs/why.md"}
 FIGURES = {  # of plot_experiment.py
     "seeds_math": "Arithmetic: accuracy over iterations",
     "seeds_facts": "Capitals: accuracy over iterations",
@@ -31,15 +34,24 @@ FIGURES = {  # of plot_experiment.py
     "held_out": "Held-out problems by width",
     "orders": "Held-out problems by order and seed",
     "pairs": "Shares of runs that generalize, by held-out pair",
+    "capacity": "What a width holds of a random table, and what it has of the held-out problems",
+    "tables": "The width at which generalization ends over the width that holds half of a random table",
+    "changing_order": "Held-out score with the paper's text and with changing orders",
+    "all_pairs": "Held-out problems by pair",
+    "held_out_share": "Held-out score over the number of held-out pairs",
+    "rates": "Held-out score over the learning rate",
+    "times": "Iterations until 90% are right",
 }
 
 
-def report(found, root):
-    """RESULTS.md with findings(); root: the folder of the tables and figures, as seen from the page."""
+def report(found, root, page="results"):
+    """A page with findings(); root: the folder of the tables and figures, as seen from it."""
     figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else None
                for name, title in FIGURES.items()}
-    places = found | {"root": root, "figures": figures, "tables": tables_of(found)}
-    lines = [fill(line, places) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
+    tables = tables_of(found) | {"why": tables_of_why(found["why"])}
+    places = found | {"root": root, "figures": figures, "tables": tables}
+    template = (ROOT / "docs" / f"{page}_template.md").read_text(encoding="utf-8")
+    lines = [fill(line, places) for line in template.splitlines()]
     return wrapped("\n".join(lines)) + "\n"
 
 
@@ -70,8 +82,11 @@ def main(cfg):
         raise StudyError(f"{cfg.root_dir} holds no runs: "
                          "python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
-    text = report(findings(runs, unfinished), Path(os.path.relpath(root, Path(cfg.path).parent)).as_posix())
-    files = {Path(cfg.path): text}
+    path = Path(cfg.path or PAGES[cfg.page])
+    text = report(findings(runs, unfinished), Path(os.path.relpath(root, path.parent)).as_posix(), cfg.page)
+    files = {path: text}
+    if cfg.readme and cfg.page != "results":
+        raise StudyError("readme is brought up to date with --page=results: leave --page out")
     if cfg.readme:
         first_table = re.search(r"^\*\*.*\*\*\n\n(?:\|.*\n)+", text, re.MULTILINE)[0]
         try:

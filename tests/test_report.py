@@ -76,7 +76,7 @@ def test_results_md_is_what_the_published_tables_give(call, in_tmp, published):
     assert written == (ROOT / "RESULTS.md").read_text(), "python report.py brings RESULTS.md up to date"
     for figure in re.findall(r"\]\((results/.*?\.png)\)", written):
         assert (ROOT / figure).stat().st_size < 500_000
-    lines = (report.TEMPLATE.read_text() + written).splitlines()
+    lines = ((ROOT / "docs" / "results_template.md").read_text() + written).splitlines()
     assert [line for line in lines if len(line) > 110 and not line.startswith("|")] == []
 
 
@@ -179,3 +179,19 @@ def test_of_two_folders_of_a_run_the_one_that_is_further_counts(tmp_path):
     assert rows == {"both_mini_mlt": 4, "math_mini_mlt": 4}
 
 
+
+
+def test_the_page_on_why_is_what_the_published_tables_give(call, in_tmp, published):
+    (in_tmp / "docs").mkdir()
+    assert call("report.py", "--page=why").returncode == 0
+    written = (in_tmp / "docs" / "why.md").read_text()
+    assert written == (ROOT / "docs" / "why.md").read_text(), "python report.py --page=why brings it up to date"
+    for figure in re.findall(r"\]\(\.\./(results/.*?\.png)\)", written):
+        assert (ROOT / figure).stat().st_size < 500_000
+    lines = ((ROOT / "docs" / "why_template.md").read_text() + written).splitlines()
+    assert [line for line in lines if len(line) > 110 and not line.startswith("|")] == []
+
+
+def test_the_readme_belongs_to_the_page_of_results(call, in_tmp, published):
+    result = call("report.py", "--page=why", "--readme=README.md")
+    assert result.returncode == 2 and "--page" in result.stderr and len(result.stderr.splitlines()) == 1

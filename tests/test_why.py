@@ -117,7 +117,7 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
 def test_pairs_at_the_edge_are_told_from_those_inside(found):
     [pairs] = found["pairs"].values()
     assert pairs["pairs"] == 45 and pairs["edge"]["difference"] == -1 and pairs["edge"]["p"] < 0.001
-    assert pairs["problems"][3, "-", 4] == 1 and pairs["problems"][0, "+", 4] == 0
+    assert pairs["problems"]["3-4"] == 1 and pairs["problems"]["0+4"] == 0
     even = {f"{a},{b}": float((a + b) % 2) for a in range(10) for b in range(a + 1, 10)}
     assert edge("chance", even)["p"] > 0.2
 
@@ -138,6 +138,10 @@ def test_all_of_it_is_drawn(found):
     assert texts == {"both to 4", "both to 6", "both to 12"}
     for figure in figures.values():
         figure.canvas.draw()
+
+
+def test_the_findings_are_plain_data(found):
+    json.dumps(found)
 
 
 def test_without_runs_there_are_no_findings_and_no_figures():

@@ -14,6 +14,7 @@ from study.experiments.cells import (
 from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
 from study.experiments.select import PAPER_SEED, seeds, seeds_by, varied
 from study.experiments.statistics import permutation_p, two_way_shares
+from study.experiments.why import drawn_of_why, why
 
 TASKS = tuple(GRIDS.values())
 SMALL = ("n14", "n28", "n56")
@@ -61,6 +62,7 @@ def findings(runs, unfinished=None):
         "orders": orders(runs, math["n14"]["generalizes"]),
         "pairs": pairs(runs, math["n14"]),
         "steps": steps(runs),
+        "why": why(runs),
     }
 
 
@@ -245,4 +247,4 @@ def drawn(found):
     has_runs = {f"seeds_{task}": found[task]["small_any"]["runs"] for task in TASKS} | {
         "accuracy": len(by_width["math"]) > 1, "map": any(by_width.values()), "held_out": by_width["math"],
         "orders": found["orders"]["orders"], "pairs": found["pairs"]["cells"]}
-    return [name for name, runs in has_runs.items() if runs]
+    return [name for name, runs in has_runs.items() if runs] + drawn_of_why(found["why"])

@@ -24,6 +24,15 @@ def why(runs):
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
 
 
+def drawn_of_why(found):
+    """The figures of study/experiments/why_figures.py that there are runs for."""
+    has_runs = {"capacity": found["capacity"]["by_width"], "times": found["times"],
+                "tables": whole(found["tables"]["by_table"]), "rates": found["rates"],
+                "changing_order": found["order"], "all_pairs": found["pairs"],
+                "held_out_share": found["shares"]}
+    return [name for name, runs in has_runs.items() if runs]
+
+
 def by(runs, *axes, **settings):
     """{values of the axes: [Run of each seed, without the paper's]}."""
     cells = {}
@@ -44,11 +53,13 @@ def random_tables(runs):
 
 def held_out(cells):
     """{key: shares of held-out samples right at the last evaluation, one a run} of {key: runs}."""
-    return {key: np.array(percents_at_last(cell, "held_out")) / 100 for key, cell in cells.items()}
+    return {key: [percent / 100 for percent in percents_at_last(cell, "held_out")]
+            for key, cell in cells.items()}
 
 
 def trained(cells):
-    return {key: np.array(percents_at_last(cell, "trained")) / 100 for key, cell in cells.items()}
+    return {key: [percent / 100 for percent in percents_at_last(cell, "trained")]
+            for key, cell in cells.items()}
 
 
 def estimate(what, statistic, groups):
@@ -63,7 +74,7 @@ def widths_at_half(*curves):
     """A statistic of groups: half_width() of each curve, given as ({n: shares}, whether it falls)."""
     def of(groups):
         groups = iter(groups)
-        return [half_width(list(cells), [next(groups).mean() for _ in cells], falling)
+        return [half_width(list(cells), [np.mean(next(groups)) for _ in cells], falling)
                 for cells, falling in curves]
 
     return of
@@ -157,24 +168,30 @@ def tables(runs):
             "runs": sum(map(len, (*memory.values(), *rule.values()))),
             "n_mem": half(f"{name}, random", memory), "n_gen": half(f"{name}, held out", rule, falling=True),
             "ratio": ratio(name, memory, rule),
-            "most": max((float(100 * of_width.mean()) for of_width in rule.values()), default=None),
+            "most": max((float(100 * np.mean(of_width)) for of_width in rule.values()), default=None),
             "memory": memory, "rule": rule,
         }
     return {"by_table": found, "slope": slope_of(found)}
 
 
+def whole(found):
+    """The tables that have both widths, with their intervals."""
+    return {name: table for name, table in found.items()
+            if table["n_mem"]["interval"] and table["n_gen"]["interval"]}
+
+
 def slope_of(found):
-    """Slope of log n_gen over log n_mem, over the tables that have both."""
-    whole = [table for table in found.values() if table["n_mem"]["value"] and table["n_gen"]["value"]]
-    curves = [(table[kind], kind == "rule") for table in whole for kind in ("memory", "rule")]
+    """Slope of log n_gen over log n_mem, over the tables of whole()."""
+    of_both = whole(found).values()
+    curves = [(table[kind], kind == "rule") for table in of_both for kind in ("memory", "rule")]
     widths = widths_at_half(*curves)
 
     def of(groups):
         at = np.log(widths(groups))
         return math.nan if np.isnan(at).any() else float(np.polyfit(at[::2], at[1::2], 1)[0])
 
-    groups = [group for cells, _ in curves for group in cells.values()] if len(whole) > 2 else []
-    return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(whole)}
+    groups = [group for cells, _ in curves for group in cells.values()] if len(of_both) > 2 else []
+    return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(of_both)}
 
 
 def paired(what, ours, theirs):
@@ -248,7 +265,7 @@ def pairs(runs):
     for n, most in ((14, 10), (20, 5)):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
                  for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
-        means = {pair: float(of_pair.mean()) for pair, of_pair in held_out(cells).items()}
+        means = {pair: float(np.mean(of_pair)) for pair, of_pair in held_out(cells).items()}
         if len(means) == len(digits):
             found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means),
                               "problems": by_problem(cells)}
@@ -256,14 +273,14 @@ def pairs(runs):
 
 
 def by_problem(cells):
-    """{(a, sign, b): share of the runs whose most frequent answer is right at the end}."""
+    """{problem, such as "5+7": share of the runs whose most frequent answer is right at the end}."""
     shares = {}
     for pair, cell in cells.items():
         for a, b in (pair.split(","), pair.split(",")[::-1]):
             for sign in "+-":
                 answers = [run.results["held_out_answers"][-1].get(f"{a}{sign}{b}") for run in cell]
                 right = str(int(a) + int(b) if sign == "+" else int(a) - int(b))
-                shares[int(a), sign, int(b)] = float(np.mean([answer == right for answer in answers]))
+                shares[f"{a}{sign}{b}"] = float(np.mean([answer == right for answer in answers]))
     return shares
 
 
@@ -296,7 +313,7 @@ def shares(runs):
                 for count in counts:
                     if drawn == table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out:
                         cells[count].append(run)
-        cells = {count: of_count for count, of_count in held_out(cells).items() if len(of_count)}
+        cells = {count: of_count for count, of_count in held_out(cells).items() if of_count}
         if len(cells) > 1:
             def slope(groups):
                 x = np.repeat(list(cells), [len(group) for group in groups])
@@ -304,7 +321,7 @@ def shares(runs):
 
             groups = list(cells.values())
             found[f"n{n}"] = {
-                "by_count": {count: float(100 * of_count.mean()) for count, of_count in cells.items()},
+                "by_count": {count: float(100 * np.mean(of_count)) for count, of_count in cells.items()},
                 "runs": sum(map(len, groups)),
                 "slope": estimate(f"n{n}: points a held-out pair", slope, groups)}
     return found

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from study.experiments.why import drawn_of_why, whole
 from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt
 
 MEMORY, TRAINED, HELD_OUT = "#D55E00", CURVES["add"][1], CURVES["held_out"][1]
@@ -11,13 +12,14 @@ TICKS = [4, 7, 10, 14, 18, 24, 28, 40, 56]
 def figures_of_why(found):
     """{name: figure} of the findings of why() that there are runs for."""
     plots = {
-        "capacity": (found["capacity"]["by_width"], plot_capacity), "times": (found["times"], plot_times),
-        "tables": (whole_tables(found["tables"]["by_table"]), plot_tables),
-        "rates": (found["rates"], plot_rates),
-        "changing_order": (found["order"], plot_order), "all_pairs": (found["pairs"], plot_pairs),
-        "held_out_share": (found["shares"], plot_shares),
+        "capacity": lambda: plot_capacity(found["capacity"]["by_width"]),
+        "times": lambda: plot_times(found["times"]),
+        "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
+        "rates": lambda: plot_rates(found["rates"]), "changing_order": lambda: plot_order(found["order"]),
+        "all_pairs": lambda: plot_pairs(found["pairs"]),
+        "held_out_share": lambda: plot_shares(found["shares"]),
     }
-    return {name: plot(part) for name, (part, plot) in plots.items() if part}
+    return {name: plots[name]() for name in drawn_of_why(found)}
 
 
 def label_widths(ax, ticks=TICKS):
@@ -51,7 +53,7 @@ def plot_capacity(by_width):
                   markeredgewidth=0, alpha=0.4)
     bits.plot(list(by_width), [cell["bits"]["quartiles"][1] for cell in by_width.values()], color=MEMORY,
               linewidth=1.2)
-    bits.set(ylabel="bits of the random table stored", ylim=(0, None))
+    bits.set(ylabel="bits of it that are stored", ylim=(0, None))
     label_widths(bits)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2).set_title(
         "lines: mean (left) and median (right) of the runs; dots: single runs", {"size": 7})
@@ -68,16 +70,12 @@ def plot_times(found):
         ax.plot(list(reached), list(reached.values()), color=color, marker=marker, markersize=3,
                 linewidth=1.2, label=label)
     ax.set_yscale("log")
-    ax.set_ylabel("iterations until 90% right\n(median; only where half get there)")
+    ax.set_yticks([1000, 2000, 5000, 10_000, 20_000], ["1k", "2k", "5k", "10k", "20k"])
+    ax.set_ylabel("iterations until 90% right")
     label_widths(ax)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2).set_title(
+        "median of the runs, where half of them get there", {"size": 7})
     return figure
-
-
-def whole_tables(found):
-    """The tables of tables() that have both widths."""
-    return {name: table for name, table in found.items()
-            if table["n_mem"]["interval"] and table["n_gen"]["interval"]}
 
 
 def plot_tables(found):
@@ -137,8 +135,9 @@ def plot_pairs(found):
     for row, (name, of_width) in zip(axes, found.items()):
         for ax, sign, operation in zip(row, "+-", ("sums", "differences")):
             table = np.full((10, 10), np.nan)
-            for (a, of_sign, b), share in of_width["problems"].items():
-                if of_sign == sign:
+            for problem, share in of_width["problems"].items():
+                if sign in problem:
+                    a, b = map(int, problem.split(sign))
                     table[a, b] = share
             image = ax.imshow(table, cmap="Purples", vmin=0, vmax=1)
             ax.set_facecolor("0.85")

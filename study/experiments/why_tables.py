@@ -1,0 +1,71 @@
+"""The findings on why as Markdown tables."""
+
+from study.experiments.tables import markdown
+from study.experiments.text import number, text_of
+
+
+def tables_of_why(found):
+    """{name: table} of why(); None for what has no runs."""
+    return {
+        "capacity": capacity(found["capacity"]["by_width"]), "times": times(found["times"]),
+        "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
+        "order": order(found["order"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
+    }
+
+
+def table(title, heading, rows):
+    """A Markdown table of findings and texts; None without rows."""
+    texts = [[text_of(value) or "–" for value in row] for row in rows]
+    return markdown(title, [heading, *texts]) if rows else None
+
+
+def capacity(found):
+    heading = ["n", "runs", "random table, mean %", "bits stored, median (quartiles)", "bits a parameter",
+               "held-out problems of the true table, mean %"]
+    return table("What a width holds of a random table at the last evaluation", heading, [
+        [str(n), *(cell[key] for key in ("runs", "table", "bits", "each", "held_out"))]
+        for n, cell in found.items()])
+
+
+def times(found):
+    heading = ["n", "random table", "trained problems", "held-out problems"]
+    return table("Iterations until 90% are right, median (runs that get there)", heading, [
+        [str(n), *(f"{text_of(cell[key])} ({cell[key]['right']} of {cell[key]['total']})"
+                   for key in ("random", "trained", "held_out"))] for n, cell in found.items()])
+
+
+def sizes(found):
+    heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %"]
+    return table("Widths at half, for each table", heading, [
+        [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
+         cell["most"] and number(cell["most"])] for name, cell in found.items()])
+
+
+def rates(found):
+    heading = ["n", "largest rate", "runs", "held out, mean %", "trained, mean %", "generalize",
+               "held out, minus that at 0.01"]
+    return table("Learning rates, at the last evaluation", heading, [
+        [n, f"{cell['rate']:g}",
+         *(cell[key] for key in ("runs", "held_out", "trained", "generalizes", "against"))]
+        for n, cells in found.items() for cell in cells.values()])
+
+
+def order(found):
+    heading = ["n", "runs", "the paper's text, mean %", "50 orders, mean %", "50 orders minus the paper's"]
+    return table("Held-out samples right at the last evaluation", heading, [
+        [n, *(cell[key] for key in ("runs", "paper", "changing", "against"))] for n, cell in found.items()])
+
+
+def pairs(found):
+    heading = ["n", "pairs with 0 or 9, mean %", "other pairs, mean %", "difference"]
+    return table("Held-out pairs at the edge of the table and inside", heading, [
+        [n, number(cell["edge"]["at_edge"]), number(cell["edge"]["inside"]), cell["edge"]]
+        for n, cell in found.items()])
+
+
+def shares(found):
+    counts = sorted({count for cell in found.values() for count in cell["by_count"]})
+    heading = ["n", "runs", *(f"{count} of 45" for count in counts), "points a pair"]
+    return table("Held-out samples right at the last evaluation, mean %, by pairs held out", heading, [
+        [n, cell["runs"], *(number(cell["by_count"][count]) if count in cell["by_count"] else None
+                            for count in counts), cell["slope"]] for n, cell in found.items()])
