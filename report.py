@@ -12,6 +12,7 @@ from pathlib import Path
 
 from study import ROOT, StudyError
 from study.files import write_files
+from study.experiments.embeddings import embeddings_of
 from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs, read_runs
 from study.experiments.tables import tables_of
@@ -41,12 +42,14 @@ FIGURES = {  # of plot_experiment.py
     "held_out_share": "Held-out score over the number of held-out pairs",
     "rates": "Held-out score over the learning rate",
     "times": "Iterations until 90% are right",
+    "embeddings": "Digits' embeddings in the plane of their first two principal components",
 }
 
 
 def report(found, root, page="results"):
     """A page with findings(); root: the folder of the tables and figures, as seen from it."""
-    figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else None
+    shown = [*drawn(found), *(["embeddings"] if found["why"].get("embeddings") else [])]
+    figures = {name: f"![{title}]({root}/{name}.png)" if name in shown else None
                for name, title in FIGURES.items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
     places = found | {"root": root, "figures": figures, "tables": tables}
@@ -83,7 +86,9 @@ def main(cfg):
                          "python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
     path = Path(cfg.path or PAGES[cfg.page])
-    text = report(findings(runs, unfinished), Path(os.path.relpath(root, path.parent)).as_posix(), cfg.page)
+    found = findings(runs, unfinished)
+    found["why"]["embeddings"] = embeddings_of(root)
+    text = report(found, Path(os.path.relpath(root, path.parent)).as_posix(), cfg.page)
     files = {path: text}
     if cfg.readme and cfg.page != "results":
         raise StudyError("readme is brought up to date with --page=results: leave --page out")

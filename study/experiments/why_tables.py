@@ -10,6 +10,7 @@ def tables_of_why(found):
         "capacity": capacity(found["capacity"]["by_width"]), "times": times(found["times"]),
         "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
         "order": order(found["order"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
+        "embeddings": embeddings(found.get("embeddings", {})),
     }
 
 
@@ -69,3 +70,11 @@ def shares(found):
     return table("Held-out samples right at the last evaluation, mean %, by pairs held out", heading, [
         [n, cell["runs"], *(number(cell["by_count"][count]) if count in cell["by_count"] else None
                             for count in counts), cell["slope"]] for n, cell in found.items()])
+
+
+def embeddings(found):
+    heading = ["models", "runs", "on a line, mean %", "by chance", "on a circle, mean %", "by chance"]
+    title = "Variance of the digits' embeddings that a line in the digit's value and a circle explain"
+    return table(title, heading, [
+        [name, *(cell[key] for key in ("runs", "line", "line_chance", "circle", "circle_chance"))]
+        for name, cell in found.items()])
