@@ -20,8 +20,8 @@ def identity_of(info):
     """{name: value} of all that can change a run's results, from its run.json; None where it does not say.
 
     The step is its name up to " (" (the C step rounds the same with every compiler and processor), and the
-    device is its type. Of the settings of the text only held_out is here. The others are not, because the
-    text follows from them, and "data" is the digest of the text.
+    device is its type. Of the settings of prepare.py only held_out is here: the digest of the text covers the
+    others.
     """
     settings = {key: value for key, value in info.get("config", {}).items() if key not in FREE}
     if settings.get("data_seed") == -1:

@@ -126,12 +126,11 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
 def stored_bits(model, chars, task):
     """Return (bits of a table's answers that a model has stored, bits of them all).
 
-    For the trained problems of an arithmetic task with shuffled answers:
-        all = sum of -log2(how often the answer is one of its operation / answers of the operation)
-        stored = all - sum of -log2 p(characters of the answer and ">" | prompt)
-    All is what the answers cost somebody who knows how often each occurs. A model that does not know even
-    that has stored less than 0. p is the model's, without temperature and top-k, in the precision of its
-    weights.
+    task: arithmetic() with shuffled answers. Summed over its trained problems,
+        bits of all answers = -log2(share of the answer among the answers of its operation)
+        bits stored = bits of all answers - (-log2 p(characters of the answer, then ">" | prompt))
+    The first is what the answers cost somebody who knows how often each one occurs. A model that does not
+    know even that has stored less than 0 bits. p is the model's, without temperature and top-k.
     """
     problems = [problem for problem in task.problems if not problem.held_out]
     of_group = Counter(problem.group for problem in problems)

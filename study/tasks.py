@@ -115,8 +115,8 @@ class ProblemTable(NamedTuple):
 def table_of(values):
     """Return the ProblemTable in a dict of settings, a checkpoint, a meta.pkl or a run.json.
 
-    A missing key has its default. held_out may also be "3 pairs of seed 1", which becomes the pairs that are
-    drawn: so many pairs of different operands. Raises ValueError.
+    A missing key has its default. A held_out such as "3 pairs of seed 1" draws three pairs of different
+    operands; the table has these pairs. Raises ValueError.
     """
     table = ProblemTable(**{key: values[key] for key in ProblemTable._fields if key in values})
     if not 1 <= table.max_operand <= 99:
@@ -153,9 +153,9 @@ def parse_pairs(held_out, max_operand=9):
 def arithmetic(table=ProblemTable(), max_operand=None):
     """Return the task of a table's problems, or of all with operands from 0 to another max_operand.
 
-    With an answer_seed the answers of the sums that are trained on are shuffled among these, and so are those
-    of the differences; the held-out problems have no right answer and are not in the task. Raises ValueError
-    if a problem of the task has none.
+    With an answer_seed, the answers of the trained sums are shuffled among each other, and so are those of
+    the trained differences. Held-out problems have no right answer then and are left out; operands beyond the
+    table raise ValueError.
     """
     largest = table.max_operand if max_operand is None else max_operand
     if table.answer_seed >= 0 and largest > table.max_operand:
@@ -202,8 +202,8 @@ def arithmetic_text(line_seed=-1, shuffles=1, **table):
 
     line_seed: -1 is the published order, followed by the problems it lacks; any other seed shuffles all
     problems before the held-out ones are removed, so these are the only difference between two texts of a
-    seed. shuffles: the text has all lines so many times, each time in another order that the same generator
-    draws; both losses in results.csv are over all of it. table: settings for table_of(). Raises ValueError.
+    seed. shuffles: how many orders of the lines the text has, one after the other; those after the first are
+    drawn next. Both losses of a run are over all of them. table: settings for table_of(). Raises ValueError.
     """
     table = table_of(table)
     asked = arithmetic(table).problems

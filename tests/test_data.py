@@ -57,6 +57,14 @@ def test_without_options_the_arithmetic_is_the_papers_text_to_the_byte(project):
     assert hashlib.sha256(content).hexdigest() == digest
 
 
+@pytest.mark.parametrize("dataset", ["as_math", "both_math_and_facts"])
+def test_the_defaults_are_the_papers_table_in_one_order(project, call, dataset):
+    prepared(call, dataset, "--line_seed=-1", "--held_out=5,7", "--operations=both", "--max_operand=9",
+             "--answer_seed=-1", "--shuffles=1")
+    for name in ("train.bin", "val.bin", "train.txt", "meta.pkl"):
+        assert Path("made/here", name).read_bytes() == (project / "data" / dataset / name).read_bytes()
+
+
 def all_lines():
     pairs = [(a, b) for a in range(10) for b in range(10)]
     return {f"<{a}+{b}={a + b}>" for a, b in pairs} | {f"<{a}-{b}={a - b}>" for a, b in pairs}

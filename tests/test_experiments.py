@@ -156,6 +156,14 @@ def test_runs_of_before_and_after_a_task_was_added_share_a_table(tmp_path):
         read_tables(tmp_path)
 
 
+@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("results/*/runs.csv")),
+                         ids=lambda folder: folder.name)
+def test_a_published_table_that_is_read_and_written_stays_as_it_is(folder, tmp_path):
+    write_tables(tmp_path, read_tables(folder))
+    for name in ("runs.csv", "evaluations.csv.gz"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
     Path("mine.py").write_text("from study.experiments import grid\n"
                                "runs = grid(config='both_mini_14', n_embd=[3, 4], max_iters=500)\n")

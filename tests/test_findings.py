@@ -9,6 +9,7 @@ from study.experiments import select
 from study.experiments.cells import CRITERIA, compared, of_cell, rate
 from study.experiments.findings import findings
 from study.experiments.text import percent, text_of, text_of_mean, wrapped
+from study.tasks import table_of
 
 
 def meets(criterion, *runs):
@@ -46,10 +47,12 @@ def test_runs_are_selected_by_their_settings_whatever_they_are_called():
 @pytest.mark.parametrize("settings", [
     {"batch_size": 441}, {"learning_rate": 0.02}, {"max_iters": 500}, {"n_head": 2}, {"bias": True},
     {"fast": False}, {"data_seed": 3}, {"grad_clip": 0.0}, {"weight_decay": 0.01}, {"line_seed": 4},
-    {"held_out": "1,2"},
+    {"held_out": "1,2"}, {"held_out": "none"}, {"held_out": "2 pairs of seed 1"}, {"operations": "add"},
+    {"max_operand": 12}, {"answer_seed": 1}, {"shuffles": 50},
 ])
 def test_a_run_that_differs_in_any_setting_is_no_seed_of_the_papers_cell(settings):
-    [run] = made(WHOLE, "math_mini_14", seed=1, **settings).values()
+    tabulated = settings | ({"held_out": table_of(settings).held_out} if "held_out" in settings else {})
+    [run] = made(WHOLE, "math_mini_14", seed=1, **tabulated).values()
     runs = {"math_mini_14_seed_1": run}  # as it would be called without them
     assert select.seeds(runs, "math_mini_14") == []
     assert len(select.seeds(runs, "math_mini_14", **settings)) == 1

@@ -1,15 +1,17 @@
 """Check what a row of results.csv counts as right, wrong and held out, for every dataset."""
 
 import contextlib
+import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from study.dataset import read_meta
-from study.tasks import CAPITALS, ProblemTable, table_of, tasks_spelled_by
+from study.tasks import CAPITALS, ProblemTable, arithmetic, table_of, tasks_spelled_by
 from study.batches import load_splits
-from study.scoring import accuracies, evaluate
+from study.scoring import accuracies, evaluate, stored_bits
 
 CPU = torch.device("cpu")
 FACTS = [line.split(" = ") for line in CAPITALS.splitlines()]
@@ -120,6 +122,78 @@ def test_held_out_counts_cover_the_pairs_of_the_dataset(project, held_out, corre
     row = evaluate(model, splits, chars, tasks, 0, cfg, contextlib.nullcontext())
     assert (row["held_out_correct"], row["held_out_total"]) == (correct, total)
     assert (row["add_correct"], row["sub_correct"]) == (110, 120)
+
+
+class Lookup:
+    """Stand in for a model: give the logits of next(prompt, text so far) for each position."""
+
+    def __init__(self, chars, following, block_size=9):
+        self.chars, self.following, self.config = chars, following, SimpleNamespace(block_size=block_size)
+        self.lm_head = torch.nn.Identity()
+        self.lm_head.weight = torch.zeros(1)
+
+    def hidden(self, idx):
+        texts = ["".join(self.chars[token] for token in row) for row in idx.tolist()]
+        return torch.stack([
+            torch.stack([self.following(text[: t + 1]) for t in range(len(text))]) for text in texts])
+
+
+RANDOM = arithmetic(ProblemTable(answer_seed=1))
+MATH_CHARS = "\n +-0123456789<=>"
+
+
+def log_shares(counts):
+    """Log-probabilities of the characters by how often each occurs."""
+    return torch.tensor([float(counts[char]) for char in MATH_CHARS]).log().clamp(min=-1e9)
+
+
+def cost_in_bits(problems):
+    """Bits of the answers by how often each occurs among those of its operation."""
+    counts = Counter((problem.group, problem.answer) for problem in problems)
+    totals = Counter(problem.group for problem in problems)
+    return sum(-math.log2(counts[p.group, p.answer] / totals[p.group]) for p in problems)
+
+
+def test_a_model_that_knows_nothing_has_stored_less_than_nothing():
+    letters = sum(len(problem.answer + ">") for problem in RANDOM.problems)
+    stored, in_all = stored_bits(Lookup(MATH_CHARS, lambda text: torch.zeros(17)), MATH_CHARS, RANDOM)
+    assert in_all == pytest.approx(cost_in_bits(RANDOM.problems)) and 700 < in_all < 900
+    assert stored == pytest.approx(in_all - letters * math.log2(17))
+
+
+def test_a_model_that_knows_every_answer_has_stored_the_table():
+    lines = [problem.prompt + problem.answer + ">" for problem in RANDOM.problems]
+
+    def following(text):
+        goes_on = [line for line in lines if line.startswith(text) and line != text]
+        return log_shares(Counter(line[len(text)] for line in goes_on))
+
+    stored, in_all = stored_bits(Lookup(MATH_CHARS, following), MATH_CHARS, RANDOM)
+    assert stored == pytest.approx(in_all, abs=1e-3)
+
+
+def test_stored_bits_crop_a_context_that_is_longer_than_the_block():
+    seen = set()
+
+    def following(text):
+        seen.add(text)
+        return torch.zeros(17)
+
+    stored_bits(Lookup(MATH_CHARS, following, block_size=4), MATH_CHARS, RANDOM)
+    whole = {problem.prompt + problem.answer for problem in RANDOM.problems}
+    assert {text[-4:] for text in whole} <= seen and max(map(len, seen)) == 4
+
+
+def test_a_model_that_knows_how_often_each_answer_occurs_has_stored_nothing():
+    def following(text):
+        before, _, begun = text.partition("=")
+        group = "add" if "+" in before else "sub"
+        answers = [problem.answer + ">" for problem in RANDOM.problems if problem.group == group]
+        return log_shares(Counter(answer[len(begun)] for answer in answers
+                                  if answer.startswith(begun) and answer != begun))
+
+    stored, _ = stored_bits(Lookup(MATH_CHARS, following), MATH_CHARS, RANDOM)
+    assert stored == pytest.approx(0, abs=1e-3)
 
 
 def test_a_summary_omits_tasks_that_the_run_does_not_have():

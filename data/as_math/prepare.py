@@ -2,6 +2,7 @@
 
     python data/as_math/prepare.py
     python data/as_math/prepare.py --line_seed=3 --held_out="3,4;1,8" --folder=data/as_math_other
+    python data/as_math/prepare.py --answer_seed=1 --folder=data/as_math_random
 """
 
 import sys

@@ -43,10 +43,10 @@ SETTING_COLUMNS = {
     "seed": "of the initial weights, the batches and the sampling",
     "line_seed": "of the order of the text's lines; -1: the paper's order",
     "held_out": "pairs whose sums and differences are not trained on",
-    "operations": "add, sub or both",
-    "max_operand": "the largest of the text",
+    "operations": "of the text: add, sub or both",
+    "max_operand": "the largest operand in the text",
     "answer_seed": "of the shuffled answers; -1: the true answers",
-    "shuffles": "orders of the lines in the text",
+    "shuffles": "how many orders of the lines the text has",
     "step": "what made the updates",
     "dtype": "precision of the updates",
     "max_iters": "updates in total",
@@ -242,8 +242,8 @@ def finished_run(name, settings, folder):
         **scores_of(results),
         "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),
     }
-    of_digits = table == ProblemTable(table.held_out)
-    if of_digits and row["held_out_total"] and row["last_held_out"] == row["held_out_total"]:
+    generalizes = row["held_out_total"] and row["last_held_out"] == row["held_out_total"]
+    if generalizes and table == ProblemTable(table.held_out):  # the paper's table, with any pairs held out
         row |= beyond_single_digits(folder)
     if table.answer_seed >= 0:
         model, chars, _, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
@@ -270,8 +270,9 @@ def write_tables(folder, runs):
                 if all(info[column] == default for info in infos.values())}
     described = [column for column in dict.fromkeys(itertools.chain(RUN_COLUMNS, *infos.values()))
                  if column not in left_out]
+    infos = {name: {column: info.get(column, "") for column in described} for name, info in infos.items()}
     setting_columns = [column for column in described if column in SETTING_COLUMNS]
-    evaluations = [{column: infos[name].get(column, "") for column in setting_columns} | row
+    evaluations = [{column: infos[name][column] for column in setting_columns} | row
                    for name, run in runs.items() for row in run.rows]
     scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])
     scores = _csv([*setting_columns, *scored], evaluations, "0")  # a task may have come later
@@ -283,7 +284,7 @@ def write_tables(folder, runs):
 
 def _csv(columns, rows, missing):
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval=missing, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval=missing, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
