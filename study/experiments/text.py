@@ -50,8 +50,11 @@ def text_of_difference(finding):
     """-10 points (-33 to +14; Fisher's exact test p = 0.59)."""
     if finding["difference"] is None:
         return None
-    points, low, high = (100 * share for share in (finding["difference"], *finding["interval"]))
+    points = 100 * finding["difference"]
     points = f"{points:+.1f}" if 0 < abs(points) < 1 else f"{points:+.0f}"
+    if finding["interval"] is None:
+        return f"{points} points"
+    low, high = (100 * bound for bound in finding["interval"])
     return f"{points} points ({low:+.0f} to {high:+.0f}; {finding['test']} p = {finding['p']:.2g})"
 
 

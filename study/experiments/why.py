@@ -63,9 +63,11 @@ def trained(cells):
 
 
 def estimate(what, statistic, groups):
-    """statistic(groups) with its bootstrap interval; None where it is not defined."""
+    """statistic(groups) with its bootstrap interval; None where it is not defined or a group has few runs."""
     value = statistic(groups) if groups else math.nan
-    low, high = bootstrap(statistic, groups) if value == value else (math.nan, math.nan)
+    low = high = math.nan
+    if value == value and min(map(len, groups)) > 2:
+        low, high = bootstrap(statistic, groups)
     return {"what": what, "value": value if value == value else None,
             "interval": (low, high) if low == low else None}
 
@@ -203,8 +205,8 @@ def paired(what, ours, theirs):
         return finding
     a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
             for runs in (ours, theirs))
-    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b),
-                      "interval": bootstrap(lambda groups: groups[0].mean(), [a - b])}
+    interval = bootstrap(lambda groups: groups[0].mean(), [a - b]) if len(seeds) > 2 else None
+    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval}
 
 
 def corrected(tests):
