@@ -106,8 +106,9 @@ def capacity(runs):
     true = {n: cell for n, cell in by(runs, "n_embd").items() if n >= 4}
     by_width = {}
     for n, cell in cells.items():
-        bits = [float(run.info["stored_bits"]) for run in cell]
-        each = [value / int(run.info["num_params"]) for value, run in zip(bits, cell)]
+        measured = [run.info for run in cell if run.info.get("stored_bits")]
+        bits = [float(info["stored_bits"]) for info in measured]
+        each = [float(info["stored_bits"]) / int(info["num_params"]) for info in measured]
         by_width[n] = {
             "runs": len(cell),
             "table": mean(f"n{n}: percent of a random table", percents_at_last(cell, "trained")),
@@ -116,7 +117,8 @@ def capacity(runs):
             "held_out": mean(f"n{n}: percent of held_out", percents_at_last(true.get(n, []), "held_out")),
         }
     memory, rule = trained(cells), held_out(true) if cells else {}
-    table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell]
+    table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
+                  if run.info.get("table_bits")]
     return {
         "by_width": by_width, "n": {f"n{n}": cell for n, cell in by_width.items()},
         "table_bits": spread("bits of a random table", table_bits, "bits"),
