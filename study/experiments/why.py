@@ -33,13 +33,18 @@ def drawn_of_why(found):
     return [name for name, runs in has_runs.items() if runs]
 
 
-def by(runs, *axes, **settings):
-    """{values of the axes: [Run of each seed, without the paper's]}."""
+def seeds_of(runs, *axes, **settings):
+    """{values of the axes: {seed: Run}}, without the paper's seed."""
     cells = {}
     for (*key, seed), run in varied(runs, CONFIG, *axes, "seed", **settings).items():
         if seed != PAPER_SEED:
-            cells.setdefault(tuple(key) if len(key) > 1 else key[0], []).append(run)
+            cells.setdefault(tuple(key), {})[seed] = run
     return cells
+
+
+def true_tables(runs):
+    """{n: runs} of the paper's table."""
+    return {n: list(cell.values()) for (n,), cell in seeds_of(runs, "n_embd").items()}
 
 
 def random_tables(runs):
@@ -103,7 +108,7 @@ def ratio(what, memory, rule):
 def capacity(runs):
     """What models hold of a random table, beside what they have of the true one (experiments/capacity.py)."""
     cells = random_tables(runs)
-    true = {n: cell for n, cell in by(runs, "n_embd").items() if n >= 4}
+    true = {n: cell for n, cell in true_tables(runs).items() if n >= 4}
     by_width = {}
     for n, cell in cells.items():
         measured = [run.info for run in cell if run.info.get("stored_bits")]
@@ -132,7 +137,7 @@ def times(runs):
 
     A run that does not get there counts as one that takes longer than all others.
     """
-    true = {n: cell for n, cell in by(runs, "n_embd").items()}
+    true = true_tables(runs)
     return {n: {"random": until(f"n{n}, random table", cell, "trained"),
                 "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
                 "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
@@ -217,15 +222,6 @@ def corrected(tests):
     for test, p in zip(made, holm([test["p"] for test in made])):
         test["p"] = p
     return tests
-
-
-def seeds_of(runs, *axes, **settings):
-    """{values of the axes: {seed: Run}}, without the paper's seed."""
-    cells = {}
-    for (*key, seed), run in varied(runs, CONFIG, *axes, "seed", **settings).items():
-        if seed != PAPER_SEED:
-            cells.setdefault(tuple(key), {})[seed] = run
-    return cells
 
 
 def rates(runs):
