@@ -5,7 +5,7 @@
 # Question: do wide models that have no order to memorize find the rule? Prediction: if the capacity that the
 # order takes is what counts, the score falls off at a larger width; if that for the answers, it does not.
 # Test: against the paper's text on the same 20 seeds (experiments/map.py, seeds.py), paired permutation, at
-# each width, Holm's correction over the nine widths. The loss is over all 50 orders and not compared.
+# each width, Holm's correction over the nine widths. The validation loss is over the first order.
 from study.experiments import grid
 
 runs = grid(seed=range(1, 21), shuffles=50, config="math_mini_14",

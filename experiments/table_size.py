@@ -18,7 +18,7 @@ _tables = {
     ("both", 9): (1, 9, [6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32]),
     ("both", 4): (1, 9, [3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20]),
     ("sub", 9): (1, 9, [4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]),
-    ("add", 19): (4, 12, [8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48]),
+    ("add", 19): (4, 11, [8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48]),
     ("both", 19): (4, 12, [10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64]),
 }
 
@@ -26,8 +26,9 @@ runs = [
     run
     for (_operations, _max_operand), (_pairs, _block_size, _widths) in _tables.items()
     for _seed in range(1, 6)
+    for _answers in ({}, {"answer_seed": _seed})
     for run in grid(
-        seed=_seed, line_seed=_seed, answer_seed=[-1, _seed], held_out=f"{_pairs} pairs of seed {_seed}",
+        seed=_seed, line_seed=_seed, **_answers, held_out=f"{_pairs} pairs of seed {_seed}",
         operations=_operations, max_operand=_max_operand, block_size=_block_size,
         config="math_mini_14", n_embd=_widths)
 ]

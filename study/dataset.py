@@ -35,16 +35,26 @@ def write_arithmetic(cfg, text, folder):
     """
     settings = {key: value for key, value in vars(cfg).items() if key != "folder"}
     try:
-        table, content = table_of(settings), text(**settings)
+        table, (content, val_text) = table_of(settings), texts_of(text, settings)
     except ValueError as error:
         raise StudyError(error)
-    write_dataset(cfg.folder or folder, content, table)
+    write_dataset(cfg.folder or folder, content, table, val_text)
 
 
-def write_dataset(folder, text, table=ProblemTable("none")):
+def texts_of(text, settings):
+    """Return (training text, validation text) that a prepare.py's text() makes with these settings.
+
+    They are the same (paper, section 3.1). Of several orders of the lines the first is for validation, so
+    that its loss compares with that of other runs.
+    """
+    first = {key: 1 if key == "shuffles" else value for key, value in settings.items()}
+    return text(**settings), text(**first)
+
+
+def write_dataset(folder, text, table=ProblemTable("none"), val_text=None):
     """Write `text` as a dataset into `folder`; create the folder if needed.
 
-    The validation data is the training data (paper, section 3.1). table: of the arithmetic in the text.
+    table: of the arithmetic in the text. val_text: of the same characters; the training text unless given.
     """
     folder = Path(folder)
     if not text:
@@ -53,24 +63,25 @@ def write_dataset(folder, text, table=ProblemTable("none")):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot make the folder {folder}: {error.strerror}")
-    chars, ids = encode(text)
-    tokens = ids.tobytes()
+    val_text = val_text or text
+    (chars, ids), (_, val_ids) = encode(text), encode(val_text)
     meta = {
         "vocab_size": len(chars),
         "itos": dict(enumerate(chars)),
         "stoi": {char: i for i, char in enumerate(chars)},
-        "tokens": {"train": len(text), "val": len(text)},  # to notice a truncated .bin
+        "tokens": {"train": len(text), "val": len(val_text)},  # to notice a truncated .bin
         **table._asdict(),
     }
     write_files({
-        folder / "train.bin": tokens,
-        folder / "val.bin": tokens,
+        folder / "train.bin": ids.tobytes(),
+        folder / "val.bin": val_ids.tobytes(),
         folder / "meta.pkl": pickle.dumps(meta, protocol=4),
         folder / "train.txt": text.encode(),
     })
     print(f"{folder.name}: {len(text):,} characters")
     print(f"vocabulary: {len(chars)} ({chars!r})")
-    print(f"tokens: {len(text):,} for training, the same {len(text):,} for validation")
+    same = "the same " if text == val_text else ""
+    print(f"tokens: {len(text):,} for training, {same}{len(val_text):,} for validation")
 
 
 def _prepare_again(dataset):

@@ -46,10 +46,12 @@ def digest_of_data(chars, windows_digest):
 
 
 @functools.cache  # many runs of an experiment have the same text
-def digest_of_text(text, block_size):
+def digest_of_text(text, block_size, val_text=None):
     """digest_of_data() of the dataset that write_dataset() makes of a text."""
-    chars, ids = encode(text)
-    if len(ids) <= block_size:
-        raise StudyError(f"a text of {len(ids)} characters is too short for block_size={block_size}")
-    windows = windows_of(torch.from_numpy(ids.astype(np.int64)), block_size)
-    return digest_of_data(chars, digest_of_windows({"train": windows, "val": windows}))
+    splits = {}
+    for split, of_split in (("val", val_text or text), ("train", text)):
+        chars, ids = encode(of_split)
+        if len(ids) <= block_size:
+            raise StudyError(f"a text of {len(ids)} characters is too short for block_size={block_size}")
+        splits[split] = windows_of(torch.from_numpy(ids.astype(np.int64)), block_size)
+    return digest_of_data(chars, digest_of_windows(splits))

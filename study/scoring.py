@@ -107,9 +107,12 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
     model.eval()
     count, held_out_answers = {name: (0, 0) for name in COUNTED}, ""
     with autocast:
-        train_loss = mean_loss(model, splits["train"], cfg.batch_size)
-        same = splits["val"] is splits["train"]
-        val_loss = train_loss if same else mean_loss(model, splits["val"], cfg.batch_size)
+        train, val = splits["train"], splits["val"]
+        val_loss = train_loss = mean_loss(model, val, cfg.batch_size)
+        if val is not train:
+            most = min(len(train), len(val))
+            spaced = torch.arange(most, device=train.device) * len(train) // most
+            train_loss = mean_loss(model, train[spaced], cfg.batch_size)
         require_finite(train_loss + val_loss, iter_num)
         for task in tasks:
             answers = sample_answers(model, chars, task, task.problems, generator)
@@ -174,7 +177,8 @@ def row_of(iter_num, count, train_loss, val_loss, held_out_answers):
     <group>_correct, <group>_total      samples, ten per problem; group: add, sub or facts (capitals);
                                         0 of 0 in a run without the task
     math_acc, facts_acc, combined_acc   correct / total, from 0 to 1
-    train_loss, val_loss                nats per character, over all windows
+    train_loss, val_loss                nats per character, over all windows; if the training text is longer,
+                                        over as many of its windows as validation has, evenly spaced
     held_out_correct, held_out_total    samples of held-out problems, which add and sub include
     held_out_answers                    most_frequent_answers()
     """

@@ -203,7 +203,7 @@ def arithmetic_text(line_seed=-1, shuffles=1, **table):
     line_seed: -1 is the published order, followed by the problems it lacks; any other seed shuffles all
     problems before the held-out ones are removed, so these are the only difference between two texts of a
     seed. shuffles: how many orders of the lines the text has, one after the other; those after the first are
-    drawn next. Both losses of a run are over all of them. table: settings for table_of(). Raises ValueError.
+    drawn next. table: settings for table_of(). Raises ValueError.
     """
     table = table_of(table)
     asked = arithmetic(table).problems

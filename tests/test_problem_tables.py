@@ -10,6 +10,7 @@ import shutil
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import refused, rows_of
@@ -138,6 +139,10 @@ def test_shuffles_are_orders_of_all_lines_one_after_the_other(call, dataset, lin
     assert orders[0] == arithmetic_text(line_seed) and len(set(orders)) == 4
     assert len({tuple(sorted(order.splitlines())) for order in orders}) == 1
     assert text[4 * 1764 :] == (capitals_text() if dataset == "both_math_and_facts" else "")
+    train, val = (np.fromfile(f"made/{split}.bin", np.uint16) for split in ("train", "val"))
+    others = train[1764 : 4 * 1764]
+    assert len(others) + len(val) == len(train) and val.tolist() == [*train[:1764], *train[4 * 1764 :]]
+    assert f"{len(train):,} for training, {len(val):,} for validation" in result.stdout
 
 
 # Runs.

@@ -96,6 +96,7 @@ def test_times_are_those_at_which_half_of_the_runs_have_nine_tenths(found):
 def test_a_learning_rate_is_compared_with_the_papers_on_the_same_seeds(found):
     cell = found["rates"]["n28"]["0_03"]
     assert cell["held_out"]["mean"] == 50 and cell["against"]["difference"] == pytest.approx(0.5)
+    assert found["best_rate"] == cell
     assert cell["against"]["seeds"] == 3 and found["rates"]["n28"]["0_01"]["against"] is None
 
 

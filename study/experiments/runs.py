@@ -11,6 +11,7 @@ only, and not all columns: see OPTIONAL.
 
 import csv
 import difflib
+import functools
 import gzip
 import io
 import itertools
@@ -19,7 +20,7 @@ import re
 import torch
 
 from study import ROOT, StudyError
-from study.dataset import text_of
+from study.dataset import text_of, texts_of
 from study.experiments.results import Run, columns, read_info, read_rows, scores_of
 from study.files import write_files
 from study.identity import digest_of, digest_of_text, identity_of
@@ -203,10 +204,11 @@ def train_settings(settings):
 def expected_identity(settings):
     """identity_of() a run that has these settings, and line_seed; None for what only the machine decides."""
     config, data = config_of(settings), data_settings(settings)
+    text, val_text = texts_of(functools.partial(text_of, config["dataset"]), data)
     info = {
         "config": config, "held_out": table_of(data).held_out if "held_out" in data else None,
         "step": "", "device": "", "processes": 1,
-        "data": digest_of_text(text_of(config["dataset"], **data), config["block_size"]),
+        "data": digest_of_text(text, config["block_size"], val_text),
         "dtype": None if config["dtype"] == "auto" else config["dtype"],
     }
     return {"line_seed": data.get("line_seed", -1)} | identity_of(info) | {"step": None, "device": None}

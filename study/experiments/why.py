@@ -20,7 +20,10 @@ CONFIG = "math_mini_14"  # whose settings all these runs have but for their axes
 
 def why(runs):
     """All findings of {name: Run} on why; those without runs are empty or None."""
-    return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": rates(runs),
+    of_rates = rates(runs)
+    others = [cell for cell in of_rates.get("n28", {}).values() if cell["against"]]
+    return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": of_rates,
+            "best_rate": max(others, key=lambda cell: cell["held_out"]["mean"], default=None),
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
 
 
