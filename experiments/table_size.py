@@ -8,6 +8,7 @@
 # If the window is fixed, it is 0. The interval of the slope (bootstrap over runs) says which is excluded.
 # Secondary: the ratio n_gen / n_mem of each table, the maximum of the held-out score, operations apart.
 # About one pair in 45 is held out, drawn anew for each seed; the lines have another order for each seed.
+# Seeds are 1 to 5. With operands to 4 they are 2 to 6: seed 1 draws 3,4 there, and no other line has a 7.
 from study.experiments import grid
 
 # operations, max_operand -> pairs held out, block size (a line), widths
@@ -25,7 +26,7 @@ _tables = {
 runs = [
     run
     for (_operations, _max_operand), (_pairs, _block_size, _widths) in _tables.items()
-    for _seed in range(1, 6)
+    for _seed in (range(2, 7) if _max_operand == 4 else range(1, 6))
     for _answers in ({}, {"answer_seed": _seed})
     for run in grid(
         seed=_seed, line_seed=_seed, **_answers, held_out=f"{_pairs} pairs of seed {_seed}",

@@ -21,6 +21,7 @@ from study.experiments.results import NEEDED, Run, read_runs, read_tables, score
 from study.experiments.runs import OPTIONAL, RUN_COLUMNS, config_of, grid, runs_by_name, write_tables
 from study.run_folder import lock_folder
 from study.settings import run_config_file
+from study.tasks import arithmetic, table_of
 
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -63,7 +64,8 @@ def test_experiments_share_the_names_of_equal_runs():
 
 def test_the_experiments_are_the_ones_of_the_study():
     expected = {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13,
-                "seeds": 2 * 200 + 12 * 10, "steps": 60}
+                "seeds": 2 * 200 + 12 * 10, "steps": 60, "capacity": 75, "table_size": 8 * 11 * 5 * 2,
+                "changing_order": 180, "all_pairs": 45 * 15, "held_out_share": 300, "optimizer": 175}
     assert expected == {name: len(runs_of(ROOT / f"experiments/{name}.py")) for name in expected}
     paper = runs_of(ROOT / "experiments/paper.py")
     configs = {path.stem.removeprefix("train_") for path in ROOT.glob("config/*.py")}
@@ -292,11 +294,13 @@ def test_a_published_table_holds_complete_runs_of_its_experiment(folder):
         assert config_of(experiment[name] | other) == config_of(experiment[name])
         for column in ("n_embd", "weight_decay", "seed", "max_iters", "line_seed"):
             assert run.info[column] == str(config.get(column, -1)), (name, column)
-        held_out = "none" if config["dataset"] == "facts_char" else experiment[name].get("held_out", "5,7")
-        assert run.info["held_out"] == held_out
+        table = table_of(experiment[name])
+        if config["dataset"] == "facts_char":
+            table = table._replace(held_out="none")
+        assert run.info["held_out"] == table.held_out
         assert run.results["iter"].tolist() == [*range(0, config["max_iters"], 250), config["max_iters"]]
         scores = scores_of(run.results)
         assert {column: float(run.info.get(column, 0)) for column in scores} == scores
-        answered = {5 if held_out == "none" else len(set(said)) for said in run.results["held_out_answers"]}
-        assert answered == {5 if held_out == "none" else 4}
+        held_out = sum(problem.held_out for problem in arithmetic(table).problems)
+        assert {len(said) for said in run.results["held_out_answers"]} == {held_out}
     assert all(path.stat().st_size < 5_000_000 for path in folder.iterdir())
