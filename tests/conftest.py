@@ -170,11 +170,13 @@ def cells_of_row(text, first):
 
 @pytest.fixture
 def published(in_tmp):
-    """Return a folder `results` with links to the project's results, without its unfinished `runs`."""
+    """Return a folder `results` with links to the project's tables, without its unfinished `runs`."""
     (in_tmp / "results").mkdir()
-    for folder in (ROOT / "results").iterdir():
-        if folder.is_dir() and folder.name != "runs":
-            (in_tmp / "results" / folder.name).symlink_to(folder)
+    for path in (ROOT / "results").iterdir():
+        if path.is_dir() and path.name != "runs":
+            (in_tmp / "results" / path.name).symlink_to(path)
+        elif path.suffix == ".csv":
+            shutil.copy(path, in_tmp / "results")
     return in_tmp / "results"
 
 
