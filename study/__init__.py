@@ -38,7 +38,7 @@ def is_out_of_memory(kind, error):
 
 
 def end_in_one_line(kind, error, traceback):
-    """sys.excepthook: end in one line on Ctrl-C, a full memory or a full disk, in a traceback on a defect."""
+    """sys.excepthook: end in one line on Ctrl-C, a full memory or disk, too long a path; else in a traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     elif issubclass(kind, BrokenPipeError):
@@ -49,6 +49,9 @@ def end_in_one_line(kind, error, traceback):
               file=sys.stderr)
     elif issubclass(kind, OSError) and error.errno == errno.ENOSPC:
         print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+    elif issubclass(kind, OSError) and error.errno == errno.ENAMETOOLONG:
+        print(f"error: the path ...{str(error.filename)[-40:]} is too long: give a shorter name",
+              file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

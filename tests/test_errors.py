@@ -190,3 +190,14 @@ def test_an_absurd_number_is_refused_at_once(call, here, script):
         if type(default) in (int, float):
             (here / "absurd.py").write_text(f"{key} = 10**400\n")
             refused(call(script, "absurd.py"), key)
+
+
+@pytest.mark.parametrize("script, setting", [
+    (TRAIN, "out_dir"), (TRAIN, "dataset"), ("sample.py", "out_dir"), ("data/as_math/prepare.py", "folder"),
+    ("report.py", "root_dir"), ("run_experiment.py", "root_dir"),
+])
+def test_a_path_that_is_too_long_is_named_in_one_line(call, in_tmp, script, setting):
+    experiment = [str(ROOT / "experiments" / "paper.py")] if script == "run_experiment.py" else []
+    result = call(script, *experiment, f"--{setting}={300 * 'x'}")
+    [line] = result.stderr.splitlines()
+    assert result.returncode and line.startswith("error: ") and "xxxx" in line and "long" in line.lower()
