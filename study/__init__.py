@@ -38,7 +38,10 @@ def is_out_of_memory(kind, error):
 
 
 def end_in_one_line(kind, error, traceback):
-    """sys.excepthook: end in one line on Ctrl-C, a full memory or disk, too long a path; else in a traceback."""
+    """sys.excepthook: end in one line on Ctrl-C, a full memory or disk and too long a path.
+
+    A defect keeps its traceback.
+    """
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     elif issubclass(kind, BrokenPipeError):

@@ -185,7 +185,7 @@ def test_the_page_on_why_is_what_the_published_tables_give(call, in_tmp, publish
     (in_tmp / "docs").mkdir()
     assert call("report.py", "--page=why").returncode == 0
     written = (in_tmp / "docs" / "why.md").read_text()
-    assert written == (ROOT / "docs" / "why.md").read_text(), "python report.py --page=why brings it up to date"
+    assert written == (ROOT / "docs" / "why.md").read_text(), "python report.py --page=why updates it"
     for figure in re.findall(r"\]\(\.\./(results/.*?\.png)\)", written):
         assert (ROOT / figure).stat().st_size < 500_000
     lines = ((ROOT / "docs" / "why_template.md").read_text() + written).splitlines()

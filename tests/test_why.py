@@ -26,8 +26,8 @@ def a_table(share, bits=100.0):
 
 def a_rule(held_out, **info):
     """A run that has so many held-out samples right at the end."""
-    return a_run((0, 0, 0, None, 0, 2.8), (2000, 980 + held_out // 2, 980 + held_out // 2, None, held_out, 0.9),
-                 **info)
+    right = 980 + held_out // 2
+    return a_run((0, 0, 0, None, 0, 2.8), (2000, right, right, None, held_out, 0.9), **info)
 
 
 def of_pair(pair, right):
