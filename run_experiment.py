@@ -264,7 +264,9 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, threads, finish
                 printed = time.monotonic()
                 done = {name: read_run_json(folders[name]).get("iter_num", 0) for name in running}
                 line = ", ".join(f"{name} {it:,}" for name, it in done.items())
-                line = line or f"another process trains in {folders[waiting[0]]}"
+                if not running:
+                    does = "starts" if is_free(folders[waiting[0]]) else "is trained by another process"
+                    line = f"{waiting[0]} {does}"
                 line += f"; {complete} complete, {len(waiting)} waiting"
                 if TERMINAL:
                     line = line[: shutil.get_terminal_size().columns - 1]  # \r clears one row only
