@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from conftest import ROOT
 from made_up import a_run, made
 
-from study.experiments.results import columns
+from study.experiments.embeddings import embeddings_of
+from study.experiments.results import columns, published_runs
 from study.experiments.why import edge, why
 from study.experiments.why_figures import figures_of_why
 from study.tasks import table_of
@@ -89,8 +91,9 @@ def test_capacity_is_what_a_width_holds_of_random_tables_beside_the_true_one(fou
 
 
 def test_times_are_those_at_which_half_of_the_runs_have_nine_tenths(found):
-    assert found["times"][16]["random"]["median"] == 2000 and found["times"][8]["random"]["median"] is None
-    assert found["times"][8]["held_out"]["median"] == 2000 and found["times"][8]["random"]["right"] == 0
+    n8, n16 = (found["times"][n]["random"] for n in ("n8", "n16"))
+    assert n16["median"] == 2000 and n8["median"] is None
+    assert found["times"]["n8"]["held_out"]["median"] == 2000 and found["times"]["n8"]["random"]["right"] == 0
 
 
 def test_a_learning_rate_is_compared_with_the_papers_on_the_same_seeds(found):
@@ -154,3 +157,26 @@ def test_without_runs_there_are_no_findings_and_no_figures():
 def test_runs_of_the_paper_alone_are_no_experiment_on_why():
     runs = together(*(made(a_rule(40), N14, seed=seed) for seed in (1, 2, 1337)))
     assert figures_of_why(why(runs)) == {}
+
+
+def test_what_the_page_says_in_words_is_what_the_published_tables_give():
+    capacity = why(published_runs(ROOT / "results"))["capacity"]
+    table, held_out = ({n: cell[what]["mean"] for n, cell in capacity["by_width"].items()}
+                       for what in ("table", "held_out"))
+    best = sorted(held_out, key=held_out.get)[-3:]
+    assert sorted(best) == [10, 12, 14] and all(33 < table[n] < 68 for n in best)
+    assert all(held_out[n] < 8 for n in table if table[n] > 99) and table[24] > 99
+    low, high = capacity["ratio"]["interval"]
+    assert low < 1.5 < high and capacity["ratio"]["value"] > 1.4
+    times = why(published_runs(ROOT / "results"))["times"]
+    for n in (14, 16, 18, 20):
+        held = times[f"n{n}"]["held_out"]["median"]
+        assert held and held < (times[f"n{n}"]["random"]["median"] or 30_000)
+    for n in (28, 32, 40, 56):
+        of = times[f"n{n}"]
+        assert of["random"]["median"] <= 3250 and of["random"]["median"] <= 1.7 * of["trained"]["median"]
+        assert of["held_out"]["median"] is None and of["held_out"]["right"] <= of["held_out"]["total"] / 10
+    arcs = {name: cell["circle"]["mean"] for name, cell in embeddings_of(ROOT / "results").items()}
+    chance = embeddings_of(ROOT / "results")["n28 at 30,000"]["circle_chance"]["mean"]
+    assert min(arcs["n14 with the rule"], arcs["n14 without"], arcs["n28 at 1,750"]) > 70
+    assert arcs["n28 at 30,000"] < 40 and arcs["n28 at 30,000"] - chance < 15

@@ -24,7 +24,7 @@ def text_of(finding, spec=","):
     if "value" in finding:
         return text_of_value(finding)
     if "median" in finding:
-        return "more than the runs have" if finding["median"] is None else f"{finding['median']:,.0f}"
+        return finding["median"] and f"{finding['median']:,.0f}"
     if "iter" in finding:
         return f"{finding['right']} of {finding['total']}{progress(finding)}"
     if "right" in finding:

@@ -136,14 +136,14 @@ def capacity(runs):
 
 
 def times(runs):
-    """{n: iterations until 90% of the random table, the trained and the held-out problems} at the median.
+    """{width: iterations until 90% of the random table, the trained and the held-out problems} at the median.
 
     A run that does not get there counts as one that takes longer than all others.
     """
     true = true_tables(runs)
-    return {n: {"random": until(f"n{n}, random table", cell, "trained"),
-                "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
-                "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
+    return {f"n{n}": {"random": until(f"n{n}, random table", cell, "trained"),
+                      "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
+                      "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
             for n, cell in random_tables(runs).items()}
 
 

@@ -66,7 +66,7 @@ def plot_times(found):
     curves = (("random", "random table", MEMORY, "D"), ("trained", "trained problems", TRAINED, "o"),
               ("held_out", "held-out problems", HELD_OUT, "s"))
     for name, label, color, marker in curves:
-        reached = {n: times[name]["median"] for n, times in found.items() if times[name]["median"]}
+        reached = {int(n[1:]): times[name]["median"] for n, times in found.items() if times[name]["median"]}
         ax.plot(list(reached), list(reached.values()), color=color, marker=marker, markersize=3,
                 linewidth=1.2, label=label)
     ax.set_yscale("log")

@@ -30,8 +30,9 @@ def capacity(found):
 
 def times(found):
     heading = ["n", "random table", "trained problems", "held-out problems"]
-    return table("Iterations until 90% are right, median (runs that get there)", heading, [
-        [str(n), *(f"{text_of(cell[key])} ({cell[key]['right']} of {cell[key]['total']})"
+    title = "Iterations until 90% are right: median if half of the runs get there (how many do)"
+    return table(title, heading, [
+        [n, *(f"{text_of(cell[key]) or '–'} ({cell[key]['right']} of {cell[key]['total']})"
                    for key in ("random", "trained", "held_out"))] for n, cell in found.items()])
 
 
