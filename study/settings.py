@@ -41,6 +41,7 @@ RANGES = {
     "jobs": (0, 10_000),
     "max_operand": (0, 199),  # 80,000 problems
     "shuffles": (1, 1_000),
+    "seeds": (1, 1_000),
     "seed": (0, 2**32 - 1), **dict.fromkeys("data_seed line_seed answer_seed".split(), (-1, 2**32 - 1)),
 }
 CHOICES = {
