@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import train_with_eval
-from study import ROOT
+from study import ROOT, StudyError
 from study.dataset import read_meta
 from study.experiments.embeddings import COLUMNS, digit_embeddings, groups_of, measures
 from study.experiments.figures import TWO_COLUMNS, plt, save_figure
@@ -61,6 +61,8 @@ def plot(groups):
 
 
 def main(cfg):
+    if not Path(cfg.root_dir).is_dir():
+        raise StudyError(f"folder {cfg.root_dir} does not exist: --root_dir must name one to write into")
     rows = []
     for config, iterations in MODELS:
         for seed in range(1, cfg.seeds + 1):

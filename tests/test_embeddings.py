@@ -59,6 +59,11 @@ def test_models_are_trained_measured_and_drawn(project, in_tmp, monkeypatch, cap
     assert cells_of_row(table, "n28 at 2")[1] == "2"
 
 
+def test_a_folder_that_is_missing_is_noticed_before_anything_is_trained(call, in_tmp):
+    result = call("plot_embeddings.py", "--root_dir=nowhere", "--seeds=1")
+    assert result.returncode == 2 and "nowhere" in result.stderr and result.stdout == ""
+
+
 def test_without_the_file_there_are_no_findings_and_a_damaged_one_says_so(call, in_tmp, published):
     assert embeddings_of(in_tmp) == {}
     (published / "embeddings.csv").write_text("config,seed\nmath_mini_14,1\n")
