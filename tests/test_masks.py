@@ -117,7 +117,8 @@ def test_a_run_with_masks_that_was_stopped_makes_the_bytes_of_one_that_was_not(c
     (512, "float32", True, True), (512, "float32", False, False), (512, "bfloat16", True, False),
     (56, "float32", True, False),
 ])
-def test_a_large_model_in_float32_on_a_cpu_says_what_is_faster(monkeypatch, n_embd, dtype, has_bfloat16, says):
+def test_a_large_model_in_float32_on_a_cpu_says_what_is_faster(
+        monkeypatch, n_embd, dtype, has_bfloat16, says):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
     with torch.device("meta"):
         model = GPT(GPTConfig(9, 17, n_layer=1, n_head=8, n_embd=n_embd))
