@@ -63,13 +63,13 @@ def plot(groups):
 def main(cfg):
     if not Path(cfg.root_dir).is_dir():
         raise StudyError(f"folder {cfg.root_dir} does not exist: --root_dir must name one to write into")
-    rows = []
+    rows, chars = [], read_meta("as_math")[0]
     for config, iterations in MODELS:
         for seed in range(1, cfg.seeds + 1):
             state = trained(config, iterations, seed, cfg)
             if state.stopped_by:
                 raise SystemExit(128 + state.stopped_by)
-            embeddings = digit_embeddings(state.model, read_meta("as_math")[0])
+            embeddings = digit_embeddings(state.model, chars)
             rows.append({"config": config, "seed": seed, "iter": iterations,
                          "held_out_correct": state.rows[-1]["held_out_correct"],
                          **measures(embeddings), "embeddings": embeddings})

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from study import StudyError
 from study.tasks import HELD_OUT, arithmetic
 from study.experiments.figures import (
-    COLUMN, CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure,
+    COLUMN, CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure, use_widths,
 )
 from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs
@@ -108,9 +108,7 @@ def plot_accuracy(found):
 
 
 def label_widths(ax, widths):
-    ax.set_xscale("log")
-    ax.set_xticks([1, 2, 4, 8, 14, 28, 56], ["1", "2", "4", "8", "14", "28", "56"])  # with the paper's sizes
-    ax.minorticks_off()
+    use_widths(ax, [1, 2, 4, 8, 14, 28, 56])  # with the paper's sizes
     ax.set_xlim(0.9, max(72, 1.12 * max(widths)))
 
 

@@ -48,8 +48,7 @@ FIGURES = {  # of plot_experiment.py
 
 def report(found, root, page="results"):
     """A page with findings(); root: the folder of the tables and figures, as seen from it."""
-    shown = [*drawn(found), *(["embeddings"] if found["why"].get("embeddings") else [])]
-    figures = {name: f"![{title}]({root}/{name}.png)" if name in shown else None
+    figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else None
                for name, title in FIGURES.items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
     places = found | {"root": root, "figures": figures, "tables": tables}
@@ -85,13 +84,13 @@ def main(cfg):
         raise StudyError(f"{cfg.root_dir} holds no runs: "
                          "python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
+    if cfg.readme and cfg.page != "results":
+        raise StudyError("readme is brought up to date with --page=results: leave --page out")
     path = Path(cfg.path or PAGES[cfg.page])
     found = findings(runs, unfinished)
     found["why"]["embeddings"] = embeddings_of(root)
     text = report(found, Path(os.path.relpath(root, path.parent)).as_posix(), cfg.page)
     files = {path: text}
-    if cfg.readme and cfg.page != "results":
-        raise StudyError("readme is brought up to date with --page=results: leave --page out")
     if cfg.readme:
         first_table = re.search(r"^\*\*.*\*\*\n\n(?:\|.*\n)+", text, re.MULTILINE)[0]
         try:

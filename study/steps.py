@@ -45,6 +45,7 @@ def choose_step(state, windows, cfg, dtype, autocast, earlier=None):
         try:
             step = make()
             if not took(earlier or {}, step, state.device):
+                # It draws other masks than the plain step, and reads the probability in each update.
                 with no_dropout(state.model) if name == masks.NAME else contextlib.nullcontext():
                     expected = expected or expect(state, windows, cfg, dtype, autocast, indices, lrs)
                     try_step(step, state, before, cfg, indices, lrs, expected)

@@ -80,11 +80,11 @@ def found():
 def test_capacity_is_what_a_width_holds_of_random_tables_beside_the_true_one(found):
     capacity = found["capacity"]
     assert {n: cell["table"]["mean"] for n, cell in capacity["by_width"].items()} == {
-        4: 10, 8: 50, 16: 100, 32: 100}
+        "n4": 10, "n8": 50, "n16": 100, "n32": 100}
     assert {n: cell["held_out"]["mean"] for n, cell in capacity["by_width"].items()} == {
-        4: 50, 8: 100, 16: 100, 32: 0}
+        "n4": 50, "n8": 100, "n16": 100, "n32": 0}
     assert [cell["bits"]["quartiles"][1] for cell in capacity["by_width"].values()] == [40, 80, 160, 320]
-    assert capacity["by_width"][8]["each"]["quartiles"][1] == pytest.approx(80 / 1456)
+    assert capacity["by_width"]["n8"]["each"]["quartiles"][1] == pytest.approx(80 / 1456)
     assert capacity["n_mem"]["value"] == pytest.approx(8) == capacity["n_mem"]["interval"][0]
     assert capacity["n_gen"]["value"] == pytest.approx(math.sqrt(16 * 28))
     assert capacity["ratio"]["value"] == pytest.approx(math.sqrt(16 * 28) / 8)
@@ -161,7 +161,7 @@ def test_runs_of_the_paper_alone_are_no_experiment_on_why():
 
 def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     capacity = why(published_runs(ROOT / "results"))["capacity"]
-    table, held_out = ({n: cell[what]["mean"] for n, cell in capacity["by_width"].items()}
+    table, held_out = ({int(n[1:]): cell[what]["mean"] for n, cell in capacity["by_width"].items()}
                        for what in ("table", "held_out"))
     best = sorted(held_out, key=held_out.get)[-3:]
     assert sorted(best) == [10, 12, 14] and all(33 < table[n] < 68 for n in best)

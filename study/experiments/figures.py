@@ -46,6 +46,13 @@ def label_iterations(ax):
     ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it >= 1000 else f"{it:g}")
 
 
+def use_widths(ax, ticks):
+    """A logarithmic axis of widths with these ticks."""
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
+
+
 def draw_nothing(ax, why):
     """Says in the middle of a panel why it is empty."""
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color="0.4")

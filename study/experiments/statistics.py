@@ -72,13 +72,6 @@ def paired_p(differences, draws=10_000, seed=0):
     return float((1 + at_least.sum()) / (1 + draws))
 
 
-def mcnemar(only_a, only_b):
-    """Two-sided p of McNemar's exact test: of the pairs that differ, so many have only a, so many only b."""
-    differing = only_a + only_b
-    tail = sum(math.comb(differing, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**differing)
-
-
 def holm(ps):
     """p values with Holm's correction for testing all of them (Holm 1979), in the order given."""
     order = np.argsort(ps)

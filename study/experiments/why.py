@@ -28,11 +28,11 @@ def why(runs):
 
 
 def drawn_of_why(found):
-    """The figures of study/experiments/why_figures.py that there are runs for."""
+    """The figures of study/experiments/why_figures.py and plot_embeddings.py that there are runs for."""
     has_runs = {"capacity": found["capacity"]["by_width"], "times": found["times"],
                 "tables": whole(found["tables"]["by_table"]), "rates": found["rates"],
                 "changing_order": found["order"], "all_pairs": found["pairs"],
-                "held_out_share": found["shares"]}
+                "held_out_share": found["shares"], "embeddings": found.get("embeddings")}
     return [name for name, runs in has_runs.items() if runs]
 
 
@@ -59,15 +59,9 @@ def random_tables(runs):
     return cells
 
 
-def held_out(cells):
-    """{key: shares of held-out samples right at the last evaluation, one a run} of {key: runs}."""
-    return {key: [percent / 100 for percent in percents_at_last(cell, "held_out")]
-            for key, cell in cells.items()}
-
-
-def trained(cells):
-    return {key: [percent / 100 for percent in percents_at_last(cell, "trained")]
-            for key, cell in cells.items()}
+def at_last(cells, what):
+    """{key: shares of samples right at the last evaluation, one a run} of {key: runs}."""
+    return {key: [percent / 100 for percent in percents_at_last(cell, what)] for key, cell in cells.items()}
 
 
 def estimate(what, statistic, groups):
@@ -117,18 +111,18 @@ def capacity(runs):
         measured = [run.info for run in cell if run.info.get("stored_bits")]
         bits = [float(info["stored_bits"]) for info in measured]
         each = [float(info["stored_bits"]) / int(info["num_params"]) for info in measured]
-        by_width[n] = {
+        by_width[f"n{n}"] = {
             "runs": len(cell),
             "table": mean(f"n{n}: percent of a random table", percents_at_last(cell, "trained")),
             "bits": spread(f"n{n}: bits of a random table stored", bits, "bits"),
             "each": spread(f"n{n}: bits stored a parameter", each, "bits a parameter"),
             "held_out": mean(f"n{n}: percent of held_out", percents_at_last(true.get(n, []), "held_out")),
         }
-    memory, rule = trained(cells), held_out(true) if cells else {}
+    memory, rule = at_last(cells, "trained"), at_last(true, "held_out") if cells else {}
     table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
                   if run.info.get("table_bits")]
     return {
-        "by_width": by_width, "n": {f"n{n}": cell for n, cell in by_width.items()},
+        "by_width": by_width,
         "table_bits": spread("bits of a random table", table_bits, "bits"),
         "n_mem": half("random tables", memory), "n_gen": half("held-out problems", rule, falling=True),
         "ratio": ratio("the paper's table", memory, rule),
@@ -166,15 +160,15 @@ def tables(runs):
     cells = {}
     for (operations, most, answers, pairs, lines, _, n, seed), run in varied(
             runs, CONFIG, *axes, "seed").items():
-        count = max(1, round(math.comb(most + 1, 2) / 45))
-        drawn = table_of({"held_out": f"{count} pairs of seed {max(seed, 0)}", "max_operand": most}).held_out
+        rule = f"{pairs.count(';') + 1} pairs of seed {seed}"  # one that the experiment drew, unlike 5,7
+        drawn = table_of({"held_out": rule, "max_operand": most}).held_out
         if lines == seed and pairs == drawn and answers in (-1, seed):
             table = cells.setdefault((operations, most), {"memory": {}, "rule": {}})
             table["rule" if answers == -1 else "memory"].setdefault(n, []).append(run)
     found = {}
     for (operations, most), table in cells.items():
         name = f"{operations} to {most}"
-        memory, rule = trained(table["memory"]), held_out(table["rule"])
+        memory, rule = at_last(table["memory"], "trained"), at_last(table["rule"], "held_out")
         found[name] = {
             "problems": (most + 1) ** 2 * (1 + (operations == "both")),
             "runs": sum(map(len, (*memory.values(), *rule.values()))),
@@ -268,7 +262,7 @@ def pairs(runs):
     for n, most in ((14, 10), (20, 5)):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
                  for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
-        means = {pair: float(np.mean(of_pair)) for pair, of_pair in held_out(cells).items()}
+        means = {pair: float(np.mean(of_pair)) for pair, of_pair in at_last(cells, "held_out").items()}
         if len(means) == len(digits):
             found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means),
                               "problems": by_problem(cells)}
@@ -316,7 +310,7 @@ def shares(runs):
                 for count in counts:
                     if drawn == table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out:
                         cells[count].append(run)
-        cells = {count: of_count for count, of_count in held_out(cells).items() if of_count}
+        cells = {count: of_count for count, of_count in at_last(cells, "held_out").items() if of_count}
         if len(cells) > 1:
             def slope(groups):
                 x = np.repeat(list(cells), [len(group) for group in groups])

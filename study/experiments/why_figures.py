@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt, use_widths
 from study.experiments.why import drawn_of_why, whole
-from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt
 
 MEMORY, TRAINED, HELD_OUT = "#D55E00", CURVES["add"][1], CURVES["held_out"][1]
 TICKS = [4, 7, 10, 14, 18, 24, 28, 40, 56]
@@ -23,9 +23,7 @@ def figures_of_why(found):
 
 
 def label_widths(ax, ticks=TICKS):
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, ticks)
-    ax.minorticks_off()
+    use_widths(ax, ticks)
     ax.set_xlabel("width n")
     ax.grid(alpha=0.3)
 
@@ -43,6 +41,7 @@ def draw_means(ax, cells, label, color, marker):
 def plot_capacity(by_width):
     """Share of a random table that a width holds, beside its held-out score; bits stored by parameters."""
     figure, (ax, bits) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.5), layout="constrained")
+    by_width = {int(n[1:]): cell for n, cell in by_width.items()}
     of = {what: {n: cell[what] for n, cell in by_width.items()} for what in ("table", "held_out")}
     draw_means(ax, of["table"], "random table", MEMORY, "D")
     draw_means(ax, of["held_out"], "held-out problems of the true table", HELD_OUT, "s")

@@ -24,7 +24,7 @@ def capacity(found):
     heading = ["n", "runs", "random table, mean %", "bits stored, median (quartiles)", "bits a parameter",
                "held-out problems of the true table, mean %"]
     return table("What a width holds of a random table at the last evaluation", heading, [
-        [str(n), *(cell[key] for key in ("runs", "table", "bits", "each", "held_out"))]
+        [n, *(cell[key] for key in ("runs", "table", "bits", "each", "held_out"))]
         for n, cell in found.items()])
 
 
