@@ -123,6 +123,7 @@ def plot_order(found):
         draw_means(ax, {int(n[1:]): cell[kind] for n, cell in found.items()}, label, color, marker)
     ax.set(ylabel="held-out samples right\nat the last evaluation (%)", ylim=(-3, 105))
     label_widths(ax, [14, 16, 18, 20, 24, 28, 40, 56])
+    ax.set_xlim(13, 60)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -138,7 +139,7 @@ def plot_pairs(found):
                 if sign in problem:
                     a, b = map(int, problem.split(sign))
                     table[a, b] = share
-            image = ax.imshow(table, cmap="Purples", vmin=0, vmax=1)
+            ax.imshow(table, cmap="Purples", vmin=0, vmax=1)
             ax.set_facecolor("0.85")
             for (a, b), share in np.ndenumerate(table):
                 if not np.isnan(share):
@@ -146,7 +147,6 @@ def plot_pairs(found):
                             color="white" if share > 0.62 else "black")
             ax.set(title=f"{name}: {operation}, % of runs right", xlabel="b", ylabel="a", xticks=range(10),
                    yticks=range(10))
-        figure.colorbar(image, ax=row, shrink=0.7)
     return figure
 
 
