@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from study.experiments.statistics import (
-    bootstrap, half_width, holm, paired_p,
-    difference, fisher_exact, permutation_p, quartiles, two_way_shares, wilson,
+    bootstrap, difference, fisher_exact, half_width, holm, mcnemar_exact, mean_interval, paired_difference,
+    paired_p, permutation_p, quartiles, two_way_shares, wilson,
 )
 
 
@@ -34,6 +34,35 @@ def test_the_interval_of_a_difference_matches_newcombes_table_2(counts, low, hig
 ])
 def test_fishers_exact_test_matches_published_examples(counts, p):
     assert fisher_exact(*counts) == pytest.approx(p, rel=2e-4)
+
+
+def test_mcnemars_exact_test_is_a_sign_test_of_the_discordant_pairs():
+    assert mcnemar_exact(1, 7) == mcnemar_exact(7, 1) == pytest.approx(2 * (1 + 8) / 2**8)
+    assert mcnemar_exact(0, 0) == mcnemar_exact(3, 3) == 1
+
+
+@pytest.mark.parametrize("counts, low, high", [
+    ((1, 1, 7, 12), -0.507, -0.026),  # airway reactivity (Fagerland, Lydersen and Laake 2014)
+    ((14, 5, 0, 22), 0.011, 0.226),  # Altman et al. 2000, Statistics with Confidence, table 6.2
+])
+def test_the_interval_of_a_paired_difference_matches_published_examples(counts, low, high):
+    assert paired_difference(*counts) == (pytest.approx(low, abs=6e-4), pytest.approx(high, abs=6e-4))
+    both, only_a, only_b, neither = counts
+    swapped = paired_difference(both, only_b, only_a, neither)
+    assert swapped == (pytest.approx(-high, abs=6e-4), pytest.approx(-low, abs=6e-4))
+
+
+def test_pairs_that_all_agree_leave_room_for_a_difference():
+    low, high = paired_difference(0, 0, 0, 10)
+    assert low == -high and high == pytest.approx(wilson(0, 10)[1])
+
+
+def test_the_interval_of_a_mean_has_its_width():
+    values = np.arange(100.0)
+    low, high = mean_interval(values)
+    half = 1.96 * values.std() / 10
+    assert (low, high) == (pytest.approx(49.5 - half, abs=0.5), pytest.approx(49.5 + half, abs=0.5))
+    assert mean_interval(values) == (low, high) and mean_interval([3.0, 3.0]) == (3, 3)
 
 
 def test_quartiles_are_in_ascending_order():

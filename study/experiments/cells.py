@@ -2,7 +2,7 @@
 
 A finding is a dict. It says "what" it is of, and has one of
     right, total, interval         a share of runs and its 95% interval (Wilson)
-    difference, interval, p, test  share a minus share b, its 95% interval, p of the test that is named
+    difference, interval, p, test  a minus b, its 95% interval, p of the test that is named or None
     value, interval                an estimate and its 95% interval (bootstrap)
     median, right, total           the runs' median, and how many have a value; None if fewer than half do
     values, unit, quartiles        first quartile, median and third quartile of the runs' values
@@ -17,8 +17,12 @@ A share leaves out the runs that the question is not defined for. Without runs, 
 import numpy as np
 
 from study.experiments.results import best_evaluation, late_evaluations, right_and_total
-from study.experiments.statistics import difference, fisher_exact, quartiles, wilson
+from study.experiments.statistics import (
+    bootstrap, difference, fisher_exact, holm, mcnemar_exact, mean_interval, paired_difference, paired_p,
+    quartiles, wilson,
+)
 
+MARGIN = 0.1  # two settings are equal if the interval of their difference in score lies within it
 SCORED = ("add", "sub", "facts", "combined", "held_out", "trained")  # what right_and_total() counts
 
 
@@ -98,15 +102,66 @@ def rate_of(what, runs, criterion):
     return rate(f"{what}: {meaning}", [has(run) for run in runs])
 
 
+def no_difference(what, test):
+    """The finding of a comparison without runs."""
+    return {"what": what, "difference": None, "interval": None, "p": None, "test": test}
+
+
 def compared(a, b):
-    """The difference of two rates."""
-    finding = {"what": f"{a['what']}; against {b['what']}", "a": a, "b": b,
-               "difference": None, "interval": None, "p": None, "test": "Fisher's exact test"}
+    """The difference of two rates of runs that have nothing in common."""
+    finding = no_difference(f"{a['what']}; against {b['what']}", "Fisher's exact test") | {"a": a, "b": b}
     if a["total"] and b["total"]:
         counts = a["right"], a["total"], b["right"], b["total"]
         finding["difference"] = a["right"] / a["total"] - b["right"] / b["total"]
         finding |= {"interval": difference(*counts), "p": fisher_exact(*counts)}
     return finding
+
+
+def paired_rates(what, ours, theirs, criterion):
+    """The difference in the share of {seed: Run}s that meet one of CRITERIA, on the seeds that both have.
+
+    more, fewer: seeds of which only ours meets it, and only theirs.
+    """
+    meaning, has = CRITERIA[criterion]
+    finding = no_difference(f"{what}: {meaning}", "McNemar's exact test")
+    pairs = [(has(ours[seed]), has(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+    both, more, fewer, neither = (pairs.count(pair) for pair in
+                                  ((True, True), (True, False), (False, True), (False, False)))
+    if both + more + fewer + neither == 0:
+        return finding
+    return finding | {"difference": (more - fewer) / (both + more + fewer + neither), "more": more,
+                      "fewer": fewer, "interval": paired_difference(both, more, fewer, neither),
+                      "p": mcnemar_exact(more, fewer)}
+
+
+def paired_scores(what, ours, theirs):
+    """The mean difference in held-out score of {seed: Run}s at the last evaluation, on the seeds of both."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    finding = no_difference(what, "paired permutation test") | {"seeds": len(seeds)}
+    if not seeds:
+        return finding
+    a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
+            for runs in (ours, theirs))
+    interval = bootstrap(lambda groups: groups[0].mean(), [a - b]) if len(seeds) > 2 else None
+    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval}
+
+
+def verdict(difference):
+    """Whether a difference in score is within the MARGIN, is one, or may be both; None without an interval."""
+    if difference["interval"] is None:
+        return None
+    low, high = difference["interval"]
+    if -MARGIN < low and high < MARGIN:
+        return "equal"
+    return "different" if low > 0 or high < 0 else "cannot tell"
+
+
+def corrected(tests):
+    """{name: comparison}, with Holm's correction of the p values for testing all of them."""
+    made = [test for test in tests.values() if test["p"] is not None]
+    for test, p in zip(made, holm([test["p"] for test in made])):
+        test["p"] = p
+    return tests
 
 
 def spread(what, values, unit):
@@ -116,6 +171,17 @@ def spread(what, values, unit):
 
 def mean(what, values):
     return {"what": what, "values": values, "mean": float(np.mean(values)) if values else None}
+
+
+def score(what, groups):
+    """The primary outcome: mean percent of held-out samples right at the last evaluation.
+
+    groups: lists of runs that are one observation each.
+    """
+    values = [np.mean(percents) for group in groups if (percents := percents_at_last(group, "held_out"))]
+    return {"what": f"{what}: mean held-out score at the last evaluation, %",
+            "value": float(np.mean(values)) if values else None,
+            "interval": mean_interval(values) if len(values) > 1 else None}
 
 
 def span(what, values):
@@ -138,7 +204,8 @@ def of_cell(what, runs):
     late = [right / total for right, total in (late_evaluations(run.results) for run in runs) if total]
     losses = [float(run.results["val_loss"].min()) for run in runs]
     return {
-        "runs": len(runs),
+        "runs": len(runs), "params": max((int(run.info["num_params"]) for run in runs), default=None),
+        "score": score(what, [[run] for run in runs]),
         **{criterion: rate_of(what, runs, criterion) for criterion in CRITERIA},
         "best": {column: spread(f"{what}: {column} at the best evaluation", scores_at_best(runs, column),
                                 "samples" if column == "held_out" else "%") for column in SCORED},

@@ -9,11 +9,13 @@ import numpy as np
 
 from study.tasks import HELD_OUT
 from study.experiments.cells import (
-    CRITERIA, SCORED, all_of, at_some, compared, of_cell, rate, rate_of, span, spread,
+    CRITERIA, MARGIN, SCORED, all_of, at_some, compared, corrected, no_difference, of_cell, paired_rates,
+    paired_scores, percents_at_last, rate, rate_of, score, span, spread,
+    verdict,
 )
 from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
-from study.experiments.select import PAPER_SEED, seeds, seeds_by, varied
-from study.experiments.statistics import permutation_p, two_way_shares
+from study.experiments.select import PAPER_SEED, by_seed, seeds_by, varied
+from study.experiments.statistics import bootstrap, permutation_p, two_way_shares
 from study.experiments.why import drawn_of_why, why
 
 TASKS = tuple(GRIDS.values())
@@ -30,7 +32,7 @@ def findings(runs, unfinished=None):
     unfinished: {name: Run} of which those with the paper's names stand in for its runs.
     """
     unfinished = unfinished or {}
-    cells = {task: cells_of(task, runs) for task in TASKS}
+    cells = {task: {panel: by_seed(runs, config) for panel, config in CONFIGS[task].items()} for task in TASKS}
     widths = {task: seeds_by("n_embd", runs, f"{task}_mini_14") for task in TASKS}
     by_width = {task: {n: of_cell(f"{task} n{n}", cell) for n, cell in of_task.items()}
                 for task, of_task in widths.items()}
@@ -38,45 +40,42 @@ def findings(runs, unfinished=None):
                   if (run := varied(runs, config).get((), unfinished.get(config)))}
     mlts = {config: run for config, run in paper_seed.items() if "_mlt" in config}
     complete = sum(run.results["iter"][-1].item() >= int(run.info["max_iters"]) for run in mlts.values())
-    found = {task: {name: of_cell(f"{task} {name}", cell) for name, cell in of_task.items()}
+    found = {task: {name: of_cell(f"{task} {name}", list(cell.values())) for name, cell in of_task.items()}
              for task, of_task in cells.items()}
-    math, both = found["math"], found["both"]
+    math, both = cells["math"], cells["both"]
+    capitals = [run.results["facts_correct"].max() / run.results["facts_total"].max()
+                for panel in ("n14", "n14_wd") for run in cells["facts"][panel].values()]
+    held_out_of_both = [int(run.results["held_out_correct"][-1]) for cell in both.values()
+                        for run in cell.values()]
     return found | {
         "all": of_all(runs, runs | mlts),
         "mlt": {"complete": complete, "begun": len(mlts) - complete},
         "paper_seed": {task: {panel: of_one_run(config, paper_seed.get(config))
                               for panel, config in configs.items()} for task, configs in CONFIGS.items()},
-        "n28_against_n14": compared(math["n28"]["generalizes"], math["n14"]["generalizes"]),
+        "n28_against_n14": against("n28 minus n14", math["n28"], math["n14"]),
         "between": {f"n{n}": cell["generalizes"] for n, cell in by_width["math"].items() if 14 < n < 28},
-        "weight_decay": {name: compared(math["n14_wd"][name], math["n14"][name])
-                         for name in ("generalizes", "at_best")},
-        "both_against_math": compared(both["larger_any"]["generalizes"], math["larger_any"]["generalizes"]),
-        "most_capitals_n14": max((float(run.results["facts_correct"].max() / run.results["facts_total"].max())
-                                  for run in cells["facts"]["n14_any"]), default=None),
-        "most_held_out_both": max((int(run.results["held_out_correct"][-1])
-                                   for run in cells["both"]["small_any"]), default=None),
+        "weight_decay": {panel: against(f"{panel}: weight decay minus none", math[f"{panel}_wd"], math[panel])
+                         for panel in SMALL},
+        "both_against_math": {panel: against(f"{panel}: both minus arithmetic", both[panel], math[panel])
+                              for panel in SMALL},
+        "most_capitals_n14": float(max(capitals)) if capitals else None,
+        "most_held_out_both": max(held_out_of_both, default=None),
         "smallest": smallest(by_width["math"], varied(runs, "math_mini_14", "n_embd")),
-        "beyond": beyond(cells["math"]["n14_any"]),
+        "beyond": beyond(math["n14"].values()),
         "by_width": by_width,
         "lacking": lacking(widths["math"]),
-        "orders": orders(runs, math["n14"]["generalizes"]),
-        "pairs": pairs(runs, math["n14"]),
+        "orders": orders(runs, math["n14"]),
+        "pairs": pairs(runs, found["math"]["n14"]),
         "steps": steps(runs),
         "why": why(runs),
     }
 
 
-def cells_of(task, runs):
-    """{n14, n14_wd and so on: the seeds of the paper's cell}, and unions of them.
-
-    n14_any is n14 with weight decay and without, larger is n28 and n56, small is n14, n28 and n56.
-    """
-    cells = {panel: seeds(runs, config) for panel, config in CONFIGS[task].items()}
-    cells |= {f"{panel}_any": cells[panel] + cells[f"{panel}_wd"] for panel in SMALL}
-    cells["larger_wd"] = cells["n28_wd"] + cells["n56_wd"]
-    cells["larger_any"] = cells["n28_any"] + cells["n56_any"]
-    cells["small_any"] = cells["n14_any"] + cells["larger_any"]
-    return cells
+def against(what, ours, theirs):
+    """How {seed: Run}s differ on the seeds that both have: in score, and in shares of runs."""
+    change = paired_scores(f"{what}: held-out score", ours, theirs)
+    return {"score": change, "verdict": verdict(change)} | {
+        criterion: paired_rates(what, ours, theirs, criterion) for criterion in ("generalizes", "at_best")}
 
 
 def of_all(runs, every):
@@ -90,7 +89,8 @@ def of_all(runs, every):
         "last_iter": span("last iteration", [its[-1] for its in iterations]),
         "evaluations": span("evaluations of a run", [len(its) for its in iterations]),
         "late_evaluations": span("late evaluations of a run", [(its >= LATE).sum() for its in iterations]),
-        "late_from": LATE,
+        "late_from": LATE, "margin": round(100 * MARGIN),
+        "most_params": max((int(run.info["num_params"]) for run in runs.values()), default=None),
     }
 
 
@@ -124,11 +124,12 @@ def smallest(by_width, paper_seed):
 
 
 def beyond(runs):
-    """How the runs of n14 that generalize answer operands from 10 to 19 at the end of training."""
+    """How those of the runs of n14 that generalize answer operands from 10 to 19 at the end of training."""
     infos = [run.info for run in runs if run.info.get("beyond_add")]
     add, sub = ([100 * int(info[f"beyond_{group}"]) / BEYOND for info in infos] for group in ("add", "sub"))
     return {
-        "runs": len(infos),
+        "runs": len(infos), **{f"{group}_median": float(np.median(shares)) if infos else None
+                               for group, shares in (("add", add), ("sub", sub))},
         "add": spread("additions beyond single digits", add, "%"), "most_add": max(add, default=None),
         "sub": spread("subtractions beyond single digits", sub, "%"), "most_sub": max(sub, default=None),
         "more_sub_than_paper": sum(share > PAPER_BEYOND_SUB for share in sub),
@@ -145,18 +146,26 @@ def lacking(widths):
 
 
 def orders(runs, paper):
-    """n14 in other orders of the lines; paper: the rate in the paper's order."""
+    """n14 in other orders of the lines; paper: {seed: Run} in the paper's order."""
     table = {key: run for key, run in varied(runs, "math_mini_14", "line_seed", "seed").items()
              if key[0] != -1 and key[1] != PAPER_SEED}
     lines, of_seeds = (sorted({key[i] for key in table}) for i in (0, 1))
     whole = [[table[line, seed] for seed in of_seeds] for line in lines  # the orders that have every seed
              if all((line, seed) in table for seed in of_seeds)]
-    generalizes = rate_of("n14 in other orders", table.values(), "generalizes")
     per_order = Counter(sum(all_of(run, "held_out") for run in row) for row in whole)
+    means = [np.mean(percents_at_last(row, "held_out")) / 100 for row in whole]  # an order is one observation
+    theirs = [percent / 100 for percent in percents_at_last(paper.values(), "held_out")]
+    difference = no_difference("other orders minus the paper's: held-out score", None)
+    if len(means) > 2 and len(theirs) > 2:
+        difference |= {"difference": float(np.mean(means) - np.mean(theirs)),
+                       "interval": bootstrap(lambda groups: groups[0].mean() - groups[1].mean(),
+                                             [means, theirs])}
     return {
         "orders": len(lines), "seeds": len(of_seeds),
         "first_seed": min(of_seeds, default=None), "last_seed": max(of_seeds, default=None),
-        "generalizes": generalizes, "paper_against_others": compared(paper, generalizes),
+        "generalizes": rate_of("n14 in other orders", table.values(), "generalizes"),
+        "score": score("n14 in other orders", whole), "against_paper": difference,
+        "verdict": verdict(difference),
         "per_order": {"what": "runs of an order that generalize, and how many orders have so many",
                       "counts": dict(sorted(per_order.items()))},
         "variance": variance(whole) if len(whole) > 1 else None,
@@ -184,14 +193,14 @@ def pairs(runs, paper):
     by_pair = seeds_by("held_out", runs, "math_mini_14")
     by_pair = {pair: cell for pair, cell in by_pair.items() if pair.count(",") == 1 and pair != HELD_OUT}
     cells = {pair: of_cell(f"n14 without {pair}", of_pair) for pair, of_pair in by_pair.items()}
-    against = {pair: compared(cell["generalizes"], paper["generalizes"]) for pair, cell in cells.items()}
-    tests = [test for test in against.values() if test["p"] is not None]
+    against_paper = corrected({pair: compared(cell["generalizes"], paper["generalizes"])
+                               for pair, cell in cells.items()})
+    tests = [test for test in against_paper.values() if test["p"] is not None]
     differing = [test["difference"] for test in tests if test["p"] < 0.05]
     return {
-        "cells": cells, "paper": paper, "against_paper": against, "tests": len(tests),
+        "cells": cells, "paper": paper, "against_paper": against_paper, "tests": len(tests),
         "rarer": sum(change < 0 for change in differing),
         "more_frequent": sum(change > 0 for change in differing),
-        "after_correction": sum(test["p"] < 0.05 / len(tests) for test in tests),
         "apart": {criterion: apart(by_pair, criterion) for criterion in ("generalizes", "at_best")},
     }
 
@@ -220,17 +229,12 @@ def steps(runs):
         "bfloat16": made_by(runs, "PyTorch", "bfloat16", fast=False, dtype="bfloat16"),
     }
     shared = sorted(set.intersection(*map(set, made.values())))
-    cells = {name: of_cell(f"n14 by {name}", [of_step[seed] for seed in shared])
-             for name, of_step in made.items()}
-    against = {name: {criterion: compared(cells[name][criterion], cells["pytorch"][criterion])
-                      for criterion in ("generalizes", "at_best")} for name in ("c_step", "bfloat16")}
-    found = cells | {"seeds": len(shared), "against_pytorch": against, "agree": None, "agree_by_chance": None}
-    if shared:
-        a, b = ([all_of(made[name][seed], "held_out") for seed in shared] for name in ("c_step", "pytorch"))
-        share_a, share_b = np.mean(a), np.mean(b)
-        found["agree"] = sum(x == y for x, y in zip(a, b))
-        found["agree_by_chance"] = float(len(shared) * (share_a * share_b + (1 - share_a) * (1 - share_b)))
-    return found
+    made = {name: {seed: of_step[seed] for seed in shared} for name, of_step in made.items()}
+    return {name: of_cell(f"n14 by {name}", list(cell.values())) for name, cell in made.items()} | {
+        "seeds": len(shared),
+        "against_pytorch": {name: against(f"{name} minus PyTorch in float32", made[name], made["pytorch"])
+                            for name in ("c_step", "bfloat16")},
+    }
 
 
 def made_by(runs, step, precision, **settings):
@@ -244,7 +248,8 @@ def made_by(runs, step, precision, **settings):
 def drawn(found):
     """The figures of plot_experiment.py that there are runs for."""
     by_width = found["by_width"]
-    has_runs = {f"seeds_{task}": found[task]["small_any"]["runs"] for task in TASKS} | {
+    has_runs = {
+        **{f"seeds_{task}": sum(cell["runs"] for cell in found[task].values()) for task in TASKS},
         "accuracy": len(by_width["math"]) > 1, "map": any(by_width.values()), "held_out": by_width["math"],
         "orders": found["orders"]["orders"], "pairs": found["pairs"]["cells"]}
     return [name for name, runs in has_runs.items() if runs] + drawn_of_why(found["why"])

@@ -51,9 +51,15 @@ def as_type_of(default, text):
     return type(default)(text)
 
 
+def by_seed(runs, config, **settings):
+    """{seed: Run} of the runs that differ from a config's in their seed alone, without the paper's seed."""
+    found = varied(runs, config, "seed", **settings).items()
+    return {seed: run for (seed,), run in found if seed != PAPER_SEED}
+
+
 def seeds(runs, config, **settings):
-    """The runs that differ from a config's in their seed alone, without the paper's seed."""
-    return [run for (seed,), run in varied(runs, config, "seed", **settings).items() if seed != PAPER_SEED]
+    """The runs of by_seed()."""
+    return list(by_seed(runs, config, **settings).values())
 
 
 def seeds_by(axis, runs, config, **settings):

@@ -34,6 +34,42 @@ def fisher_exact(right_a, total_a, right_b, total_b):
     return sum(n for n in ways.values() if n <= ways[right_a]) / math.comb(total, right)
 
 
+def mcnemar_exact(only_a, only_b):
+    """Two-sided p of McNemar's exact test that two paired shares are equal (a sign test of the discordant).
+
+    only_a, only_b: pairs of which a alone, or b alone, has the property.
+    """
+    discordant = only_a + only_b
+    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_difference(both, only_a, only_b, neither):
+    """95% interval of share a minus share b of pairs.
+
+    Newcombe 1998, Statistics in Medicine 17:2635, method 10.
+    """
+    total, in_a, in_b = both + only_a + only_b + neither, both + only_a, both + only_b
+    a, b = in_a / total, in_b / total
+    (low_a, high_a), (low_b, high_b) = wilson(in_a, total), wilson(in_b, total)
+    product = both * neither - only_a * only_b
+    if product > 0:
+        product = max(product - total / 2, 0)  # continuity correction
+    margins = math.sqrt(in_a * in_b * (total - in_a) * (total - in_b))
+    phi = product / margins if margins else 0.0
+
+    def distance(x, y):
+        return math.sqrt(max(x**2 - 2 * phi * x * y + y**2, 0))
+
+    return a - b - distance(a - low_a, high_b - b), a - b + distance(high_a - a, b - low_b)
+
+
+def mean_interval(values, draws=10_000, seed=0):
+    """95% percentile interval of a mean, by bootstrap over its values."""
+    drawn = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(axis=1)
+    return tuple(float(bound) for bound in np.percentile(drawn, (2.5, 97.5)))
+
+
 def quartiles(values):
     """(first quartile, median, third quartile), numpy's linear interpolation."""
     return tuple(float(q) for q in np.percentile(values, (25, 50, 75)))

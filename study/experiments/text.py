@@ -55,7 +55,8 @@ def text_of_difference(finding):
     if finding["interval"] is None:
         return f"{points} points"
     low, high = (100 * bound for bound in finding["interval"])
-    return f"{points} points ({low:+.0f} to {high:+.0f}; {finding['test']} p = {finding['p']:.2g})"
+    test = "" if finding["p"] is None else f"; {finding['test']} p = {finding['p']:.2g}"
+    return f"{points} points ({low:+.0f} to {high:+.0f}{test})"
 
 
 def text_of_value(finding):

@@ -9,10 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from study.experiments.cells import mean, percents_at_last, rate_of, spread
+from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of, spread
 from study.experiments.results import right_and_total
 from study.experiments.select import PAPER_SEED, varied
-from study.experiments.statistics import bootstrap, half_width, holm, paired_p
+from study.experiments.statistics import bootstrap, half_width
 from study.tasks import table_of
 
 CONFIG = "math_mini_14"  # whose settings all these runs have but for their axes
@@ -200,27 +200,6 @@ def slope_of(found):
     return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(of_both)}
 
 
-def paired(what, ours, theirs):
-    """Mean difference in points of {seed: Run}s that have a seed in common; p is not corrected."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    finding = {"what": what, "difference": None, "interval": None, "p": None, "seeds": len(seeds),
-               "test": "paired permutation test"}
-    if not seeds:
-        return finding
-    a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
-            for runs in (ours, theirs))
-    interval = bootstrap(lambda groups: groups[0].mean(), [a - b]) if len(seeds) > 2 else None
-    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval}
-
-
-def corrected(tests):
-    """Findings of paired() by name, with Holm's correction for testing all of them."""
-    made = [test for test in tests.values() if test["p"] is not None]
-    for test, p in zip(made, holm([test["p"] for test in made])):
-        test["p"] = p
-    return tests
-
-
 def rates(runs):
     """{n: {rate: cell}} of learning rates (experiments/optimizer.py)."""
     cells = {}
@@ -231,7 +210,7 @@ def rates(runs):
     for n, of_rate in cells.items():
         if len(of_rate) < 2:
             continue
-        against = corrected({rate: paired(f"n{n}: {rate:g} minus 0.01", cell, of_rate.get(0.01, {}))
+        against = corrected({rate: paired_scores(f"n{n}: {rate:g} minus 0.01", cell, of_rate.get(0.01, {}))
                              for rate, cell in of_rate.items() if rate != 0.01})
         found[f"n{n}"] = {f"{rate:g}".replace(".", "_"): {
             "rate": rate, "runs": len(cell), "against": against.get(rate),
@@ -245,7 +224,7 @@ def rates(runs):
 def order(runs):
     """{n: the paper's text against lines in changing order} (experiments/changing_order.py)."""
     paper, changing = seeds_of(runs, "n_embd"), seeds_of(runs, "n_embd", shuffles=50)
-    tests = corrected({n: paired(f"n{n}: changing order minus the paper's", cell, paper.get((n,), {}))
+    tests = corrected({n: paired_scores(f"n{n}: changing order minus the paper's", cell, paper.get((n,), {}))
                        for (n,), cell in changing.items()})
     return {f"n{n}": {
         "runs": len(cell), "against": tests[n],
