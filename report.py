@@ -1,9 +1,7 @@
-"""Writes RESULTS.md: docs/results_template.md with the findings of the experiments' tables in its places.
+"""Writes RESULTS.md and the pages of docs/ with numbers: templates filled with what the tables show.
 
-    python report.py                                            (RESULTS.md)
-    python report.py --page=why                                 (docs/why.md, from docs/why_template.md)
-    python report.py --readme=README.md                         (and the README's table)
-    python report.py --root_dir=again --path=RESULTS_again.md   (of other tables)
+    python report.py                                       (and the README's table of the claims)
+    python report.py --root_dir=again --out_dir=again      (of other tables, into another folder)
 """
 
 import os
@@ -21,11 +19,10 @@ from study.experiments.why_tables import tables_of_why
 from study.settings import run_script
 
 root_dir = "results"  # folder of the experiments' tables
-page = "results"  # results or why
-path = ""  # where to write; RESULTS.md or docs/why.md unless set
-readme = ""  # file whose table of the claims is brought up to date too, such as README.md
+out_dir = "."  # folder of the pages; the table of the claims in a README.md there is brought up to date too
 
-PAGES = {"results": "RESULTS.md", "why": "docs/why.md"}
+PAGES = {"results": "RESULTS.md", "tables": "docs/tables.md", "why": "docs/why.md",
+         "figures": "docs/figures.md"}  # of docs/<key>_template.md
 FIGURES = {  # of plot_experiment.py
     "seeds_math": "Arithmetic: accuracy over iterations",
     "seeds_facts": "Capitals: accuracy over iterations",
@@ -46,7 +43,7 @@ FIGURES = {  # of plot_experiment.py
 }
 
 
-def report(found, root, page="results"):
+def report(found, root, page):
     """A page with findings(); root: the folder of the tables and figures, as seen from it."""
     figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else None
                for name, title in FIGURES.items()}
@@ -68,38 +65,41 @@ def fill(line, places):
     return re.sub(r"\{([\w.]+)(?::([^}]+))?\}", text, line)
 
 
-def with_table(text, table, name):
-    """A text whose table of the same title is replaced."""
+def with_table(readme, page):
+    """The text of a README whose table of the claims, the first of a page, is brought up to date."""
+    table = re.search(r"^\*\*.*\*\*\n\n(?:\|.*\n)+", page, re.MULTILINE)[0]
     title = table.splitlines()[0]
-    text, found = re.subn(re.escape(title) + r"\n\n(\|.*\n)+", lambda _: table, text)
+    text, found = re.subn(re.escape(title) + r"\n\n(\|.*\n)+", lambda _: table, readme)
     if not found:
-        raise StudyError(f"{name} has no table to bring up to date: one under the line {title}")
+        raise StudyError(f"README.md has no table to bring up to date: one under the line {title}")
     return text
 
 
 def main(cfg):
-    root = Path(cfg.root_dir)
+    root, out = Path(cfg.root_dir), Path(cfg.out_dir)
     runs = published_runs(root)
     if not runs:
         raise StudyError(f"{cfg.root_dir} holds no runs: "
                          "python run_experiment.py experiments/seeds.py makes some")
     unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
-    if cfg.readme and cfg.page != "results":
-        raise StudyError("readme is brought up to date with --page=results: leave --page out")
-    path = Path(cfg.path or PAGES[cfg.page])
     found = findings(runs, unfinished)
     found["why"]["embeddings"] = embeddings_of(root)
-    text = report(found, Path(os.path.relpath(root, path.parent)).as_posix(), cfg.page)
-    files = {path: text}
-    if cfg.readme:
-        first_table = re.search(r"^\*\*.*\*\*\n\n(?:\|.*\n)+", text, re.MULTILINE)[0]
+    paths = {page: out / path for page, path in PAGES.items()}
+    pages = {page: report(found, Path(os.path.relpath(root, path.parent)).as_posix(), page)
+             for page, path in paths.items()}
+    files = {paths[page]: text for page, text in pages.items()}
+    readme = out / "README.md"
+    if readme.exists():
         try:
-            before = Path(cfg.readme).read_text(encoding="utf-8")
+            files[readme] = with_table(readme.read_text(encoding="utf-8"), pages["results"])
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"cannot read {cfg.readme}: {getattr(error, 'strerror', 'it is not text')}")
-        files[Path(cfg.readme)] = with_table(before, first_table, cfg.readme)
+            raise StudyError(f"cannot read {readme}: {getattr(error, 'strerror', 'it is not text')}")
+    try:
+        (out / "docs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot make the folder {out / 'docs'}: {error.strerror}")
     write_files({path: text.encode() for path, text in files.items()})
-    print(f"wrote {' and '.join(map(str, files))}")
+    print(f"wrote {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

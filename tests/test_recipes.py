@@ -1,4 +1,4 @@
-"""Test the README: its commands print what it shows, and its steps add a model size, a dataset or a task."""
+"""Commands of README.md and docs/ print what the pages show; their steps add a model size, a dataset, a task."""
 
 import ast
 import re
@@ -9,7 +9,9 @@ import sys
 import pytest
 from conftest import ROOT, SHORT, copy_project, rounds_as_published, rows_of, with_device
 
-README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text()
+         for name in ("README.md", "docs/data.md", "docs/training.md", "docs/figures.md", "docs/code.md")}
+CODE = PAGES["docs/code.md"]
 
 
 @pytest.fixture
@@ -32,15 +34,18 @@ def add(path, after, text):
 
 
 @rounds_as_published
-def test_commands_on_data_and_published_models_print_what_the_readme_shows(project_copy):
+def test_commands_on_data_and_published_models_print_what_the_pages_show(project_copy):
     (project_copy / "results").symlink_to(ROOT / "results")
     # The demo makes this folder.
     (project_copy / "math_mini_14").symlink_to(ROOT / "results" / "paper" / "math_mini_14")
-    fenced = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    blocks = [block.splitlines() for block in fenced]
     needs_no_training = re.compile(r"python (data/\w+/prepare\.py$|eval_\w+\.py|sample\.py)")
-    examples = [(commands, output) for commands, output in zip(blocks, blocks[1:])
-                if all(needs_no_training.match(command) for command in commands)]
+    examples = []
+    for page in PAGES.values():
+        fenced = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        blocks = [block.replace("\\\n", "").splitlines() for block in fenced]
+        examples += [(commands, output) for commands, output in zip(blocks, blocks[1:])
+                     if all(needs_no_training.match(command) for command in commands)
+                     and not output[0].startswith("python ")]
     assert len(examples) == 6
     for commands, output in examples:
         printed = []
@@ -53,7 +58,7 @@ def test_commands_on_data_and_published_models_print_what_the_readme_shows(proje
 
 
 def test_a_new_model_size_needs_a_config_and_a_panel(project_copy):
-    config = re.search(r"`(config/train_math_mini_20\.py)` with\n\n```\n(.*?)```", README, re.DOTALL)
+    config = re.search(r"`(config/train_math_mini_20\.py)` with\n\n```\n(.*?)```", CODE, re.DOTALL)
     name, content = config.groups()
     (project_copy / name).write_text(content)
     out = run(project_copy, "train_with_eval.py", name, *SHORT, "--device=cpu")
@@ -65,8 +70,8 @@ def test_a_new_model_size_needs_a_config_and_a_panel(project_copy):
     assert [title.split(" ")[0] for title in titles] == ["n14", "n20", "n28", "n56", "MLT"]
     table = run(project_copy, "tabulate_all_models.py", "--root_dir=.")
     assert re.search(r"^\| n20 \| – / 2,800 \| – / \d", table, re.MULTILINE)
-    run(project_copy, "report.py", f"--root_dir={ROOT / 'results'}", "--path=mine.md")
-    assert "| n20 | 20 | – / – / 100 |" in (project_copy / "mine.md").read_text()
+    run(project_copy, "report.py", f"--root_dir={ROOT / 'results'}", "--out_dir=mine")
+    assert "| n20 | 20 | – / – / 100 |" in (project_copy / "mine" / "docs" / "tables.md").read_text()
 
 
 def test_a_new_dataset_needs_a_prepare_script_with_another_text(project_copy):
@@ -77,7 +82,7 @@ def test_a_new_dataset_needs_a_prepare_script_with_another_text(project_copy):
     rhyme = 'return "Humpty Dumpty sat on a wall. \\n" * 40'
     (folder / "prepare.py").write_text(script.replace("return capitals_text()", rhyme))
     assert "rhymes: 1,200 characters" in run(project_copy, "data/rhymes/prepare.py")
-    command = re.search(r"`python (train_with_eval\.py .*--dataset=<name> .*?)`", README)[1]
+    command = re.search(r"`python (train_with_eval\.py .*--dataset=<name> .*?)`", CODE)[1]
     out = run(project_copy, *command.replace("<name>", "rhymes").split(), *SHORT, "--device=cpu")
     assert "rhymes_28: 5,236 parameters, data rhymes, tasks none" in out and "complete at iteration 40" in out
     # The dataset has no task, so no checkpoint is the best at one.

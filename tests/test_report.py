@@ -2,15 +2,12 @@
 
 import re
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from conftest import ROOT, cells_of_row
 from made_up import MEMORY, PASSING, RUNS, WHOLE, a_run, seeds
 
-import plot_experiment
 import report
-from study.experiments.findings import findings
+from study.experiments.findings import drawn, findings
 from study.experiments.results import NEEDED, all_right, published_runs, read_runs, right_and_total
 from study.experiments.runs import write_tables
 from study.experiments.tables import tables_of
@@ -42,118 +39,141 @@ def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
 
 
 def test_tables_have_a_row_for_each_width_and_pair():
-    text = report.report(findings(RUNS), "results")
+    text = report.report(findings(RUNS), "results", "tables")
     assert cells_of_row(text, "14") == ["14", "100", "83.3", "3 of 3", "1 of 3", "3 of 3", *["–"] * 4]
     assert cells_of_row(text, "1,3")[1].startswith("0 of 1")
     assert cells_of_row(text, "5,7 (the paper's)")[1:3] == ["1 of 3 (33%, 6 to 79)", "–"]
     assert cells_of_row(text, "whether a run generalizes")[1].startswith("100% (p = ")
-    assert cells_of_row(text, "C step, float32")[5:] == ["75%", "0.750 (0.725 to 0.775)"]
+    assert cells_of_row(text, "C step, float32")[-2:] == ["75%", "0.750 (0.725 to 0.775)"]
 
 
-def test_places_without_runs_say_so_and_the_others_are_filled():
-    text = report.report(findings(seeds(PASSING, "math_mini_14", [1])), "results")
-    assert "no runs yet" in text and not re.search(r"\{[\w.]+", text)
-    assert re.findall(r"\((results/\w+\.png)\)", text) == [
-        f"results/{name}.png" for name in ("seeds_math", "map", "held_out")]
-    assert cells_of_row(text, "both")[1:] == ["n14", "no", "–", "–", "–", "–"]
+@pytest.mark.parametrize("page", report.PAGES)
+def test_places_without_runs_say_so_and_the_others_are_filled(page):
+    found = findings(seeds(PASSING, "math_mini_14", [1]))
+    text = report.report(found, "results", page)
+    assert not re.search(r"\{[\w.]+", text) and ("no runs yet" in text or "| – |" in text)
+    pictures = {f"results/{name}.png" for name in drawn(found)}
+    assert {path for path in re.findall(r"\((results/\w+\.png)\)", text) if "grid" not in path} <= pictures
     with pytest.raises(KeyError):
         report.fill("{math.n15.generalizes}", findings({}))
+
+
+def test_a_claim_without_runs_has_no_number():
+    text = report.report(findings(seeds(PASSING, "math_mini_14", [1])), "results", "tables")
+    assert cells_of_row(text, "both")[1:] == ["n14", "no", "–", "–", "–", "–"]
 
 
 def test_runs_that_end_early_are_reported():
     short = a_run((0, 0, 0, None, 0, 2.8), (500, 1000, 1000, None, 40, 0.8))
     runs = {name: short._replace(info=run.info) for name, run in RUNS.items()}
-    text = report.report(findings(runs), "results")
-    assert cells_of_row(text, "n14")[-1] == "–" and cells_of_row(text, "PyTorch, float32")[5] == "–"
-    assert "at iteration 500," in text and "30,000 iterations" not in text
+    tables, results = (report.report(findings(runs), "results", page) for page in ("tables", "results"))
+    assert cells_of_row(tables, "n14")[-1] == "–" and cells_of_row(tables, "PyTorch, float32")[-2] == "–"
+    assert "at iteration 500" in results and "30,000" not in results
 
 
-def test_results_md_is_what_the_published_tables_give(call, in_tmp, published):
+def test_the_pages_are_what_the_published_tables_give(call, in_tmp, published):
     (in_tmp / "README.md").write_text((ROOT / "README.md").read_text())
-    assert call("report.py", "--readme=README.md").returncode == 0
-    assert (in_tmp / "README.md").read_text() == (ROOT / "README.md").read_text()
-    written = (in_tmp / "RESULTS.md").read_text()
-    assert written == (ROOT / "RESULTS.md").read_text(), "python report.py brings RESULTS.md up to date"
-    for figure in re.findall(r"\]\((results/.*?\.png)\)", written):
-        assert (ROOT / figure).stat().st_size < 500_000
-    lines = ((ROOT / "docs" / "results_template.md").read_text() + written).splitlines()
-    assert [line for line in lines if len(line) > 110 and not line.startswith("|")] == []
+    assert call("report.py").returncode == 0
+    for path in ("README.md", *report.PAGES.values()):
+        written = (in_tmp / path).read_text()
+        assert written == (ROOT / path).read_text(), f"python report.py brings {path} up to date"
+        for figure in re.findall(r"\]\((?:\.\./)?(results/.*?\.png)\)", written):
+            assert (ROOT / figure).stat().st_size < 500_000
 
 
-def test_the_numbers_of_the_readme_are_those_of_the_published_tables():
-    found, readme = findings(published_runs(RESULTS)), " ".join((ROOT / "README.md").read_text().split())
-    math, both, steps, pairs = (found[name] for name in ("math", "both", "steps", "pairs"))
-    n14, wd = math["n14"], math["n14_wd"]
-    for pattern, numbers in (
-        (r"a run's (\d+) evaluations", found["all"]["evaluations"]["values"][:1]),
-        (r"Of (\d+) runs of n14, (\d+) generalize", [n14["runs"], n14["generalizes"]["right"]]),
-        (r"At their best evaluation (\d+) answer", [n14["at_best"]["right"]]),
-        (r"by the trained problems alone it is (\d+)", [n14["at_best_of_trained"]["right"]]),
-        (r"Of n28 and n56, (\d+) runs each, none generalizes", [math["n28"]["runs"]]),
-        (r"Of (\d+) runs of n14, (\d+) have all held-out", [wd["runs"], wd["at_best"]["right"]]),
-        (r"fewer than without; (\d+) generalize", [wd["generalizes"]["right"]]),
-        (r"no difference that (\d+) seeds show: (\d+) generalize with the C step",
-         [steps["seeds"], steps["c_step"]["generalizes"]["right"]]),
-        (r"(\d+) with PyTorch in float32 and (\d+) with PyTorch in bfloat16",
-         [steps[name]["generalizes"]["right"] for name in ("pytorch", "bfloat16")]),
-    ):
-        assert [int(number) for number in re.search(pattern, readme).groups()] == numbers, pattern
-    # what it says in words
-    assert math["n28"]["runs"] == math["n56"]["runs"] and math["n28"]["generalizes"]["right"] == 0
-    assert [math[f"{panel}_wd"]["generalizes"]["right"] for panel in ("n28", "n56")] == [1, 0]
-    assert both["small_any"]["generalizes"]["right"] == 0 and found["most_held_out_both"] == 20
-    assert found["most_capitals_n14"] < 1 / 3 and math["n56"]["generalizes"]["right"] == 0
-    assert sorted(cell["generalizes"]["right"] for cell in pairs["cells"].values())[:4] == [0] * 4
-    assert max(cell["generalizes"]["right"] for cell in pairs["cells"].values()) == 7 and pairs["tests"] == 10
-    low, high = found["weight_decay"]["generalizes"]["interval"]
-    assert low < 0 < high and found["weight_decay"]["at_best"]["interval"][1] < 0
-    by_width = {n: cell["generalizes"] for n, cell in found["by_width"]["math"].items()}
-    assert all(0.25 <= by_width[n]["right"] / by_width[n]["total"] <= 0.5 for n in by_width if 10 <= n <= 16)
-    assert all(by_width[n]["right"] <= 1 for n in by_width if not 10 <= n <= 16)
-    assert all(by_width[n]["right"] == 0 for n in by_width if n >= 24)
-    for test in (test for of_step in steps["against_pytorch"].values() for test in of_step.values()):
-        assert test["interval"][0] <= 0 <= test["interval"][1]
+def test_the_pages_can_be_read_in_one_sitting():
+    words = {path: len((ROOT / path).read_text().split()) for path in ("README.md", "RESULTS.md")}
+    assert words["README.md"] <= 1500 and words["RESULTS.md"] <= 3000
+    abstract = re.search(r"## Abstract\n(.*?)\*\*The claims", (ROOT / "RESULTS.md").read_text(), re.DOTALL)[1]
+    assert len(abstract.split()) <= 180
+    for path in (ROOT / "README.md", ROOT / "RESULTS.md", *(ROOT / "docs").glob("*.md")):
+        long = [line for line in path.read_text().splitlines() if len(line) > 110]
+        assert [line for line in long if not line.startswith(("|", "iter ", "!["))] == [], path
 
 
-def test_the_numbers_of_the_mlt_in_the_readme_are_those_of_its_runs(published):
-    runs, readme = read_runs(published), " ".join((ROOT / "README.md").read_text().split())
-    names = ("math_mini_mlt_wd", "facts_mini_mlt", "both_mini_mlt")
-    alone, facts, both = (runs[name].results for name in names)
-
-    def numbers(pattern):
-        return [float(number.replace(",", "")) for number in re.search(pattern, readme).groups()]
-
-    last_two = numbers(r"its last two evaluations \(iterations ([\d,]+) and ([\d,]+) of")
-    assert last_two == alone["iter"][-2:].tolist()
-    for at in (-2, -1):
-        assert all_right(alone, "trained", at) and right_and_total(alone, "held_out", at)[0] == 0
-    known = numbers(r"capitals alone, at iteration ([\d,]+), it knows (\d+) of the 50")
-    assert known == [facts["iter"][-1], facts["facts_correct"][-1] / 10]
-    known = numbers(r"tasks, at iteration ([\d,]+), it knows (\d+) of the 50 capitals and answers (\d+)%")
-    right, total = right_and_total(both, "trained")
-    assert known == [both["iter"][-1], both["facts_correct"][-1] / 10, round(100 * right / total)]
-    assert both["held_out_correct"][-1] == 0
+def test_every_link_between_the_pages_leads_somewhere():
+    pages = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "RESULTS.md",
+                                                 *(ROOT / "docs").glob("*.md"))
+             if not path.stem.endswith("_template")}
+    for path, text in pages.items():
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", text):
+            linked = (path.parent / target).resolve() if target else path
+            assert linked.exists(), f"{path.name} links to {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", pages[linked], re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_a_report_of_another_folder_links_to_the_figures_there(call, in_tmp, published):
+def test_what_the_results_say_in_words_is_what_the_published_tables_give():
+    found = findings(published_runs(RESULTS))
+    math, facts, both = (found[task] for task in ("math", "facts", "both"))
+    # the verdicts: larger models, capitals, both, weight decay, smallest
+    assert math["n14"]["score"]["interval"][0] > 75 and 0.4 < share(math["n14"]["generalizes"]) < 0.6
+    assert all(math[n]["score"]["interval"][1] < 12 for n in ("n28", "n56", "n56_wd"))
+    assert math["n28"]["generalizes"]["right"] == math["n56"]["generalizes"]["right"] == 0
+    assert found["most_capitals_n14"] < 1 / 3
+    assert all(facts[n]["last"]["facts"]["mean"] > 97 for n in ("n28", "n56"))
+    assert all(both[n]["generalizes"]["right"] == 0 for n in both)
+    assert {both[n]["runs"] for n in ("n14", "n28", "n56")} == {10} and both["n14"]["last"]["trained"]["mean"] < 30
+    assert found["weight_decay"]["n14"]["verdict"] == "equal"
+    assert found["weight_decay"]["n14"]["at_best"]["interval"][1] < 0
+    assert found["smallest"]["widths"] == ["n10", "n11", "n12", "n13", "n14"]
+    assert found["smallest"]["paper_seed"] == ["n13"]
+    # the window
+    assert (found["window"]["low"], found["window"]["high"]) == (10, 16)
+    scores = {n: cell["score"]["value"] for n, cell in found["by_width"]["math"].items()}
+    assert all(scores[n] < 1 for n in scores if n <= 5) and scores[7] > 40
+    assert sorted(scores, key=scores.get)[-3:] == sorted((12, 13, 11), key=scores.get)
+    assert all(scores[n] < 8 for n in scores if n >= 24) and scores[22] > 20
+    # equal fit
+    assert found["at_fit"]["n14"]["first"]["mean"] > 75 and found["at_fit"]["n28"]["first"]["mean"] < 10
+    # pairs
+    hard = {pair for pair, test in found["pairs"]["against_paper"].items() if test["p"] < 0.05}
+    assert hard == {"0,1", "0,9", "1,2", "7,9"} and found["pairs"]["more_frequent"] == 0
+    # what is still running
+    assert not found["why"]["order"] and found["why"]["tables"]["slope"]["value"] is None
+
+
+def share(rate):
+    return rate["right"] / rate["total"]
+
+
+def test_the_mlt_behaves_as_in_the_paper_as_far_as_it_has_come(published):
+    runs = read_runs(published)
+    alone, facts, both = (runs[name].results for name in ("math_mini_mlt_wd", "facts_mini_mlt", "both_mini_mlt"))
+    assert all_right(alone, "trained") and right_and_total(alone, "held_out")[0] == 0
+    assert facts["facts_correct"][-1] == both["facts_correct"][-1] == 500
+    assert both["held_out_correct"][-1] == runs["math_mini_mlt"].results["held_out_correct"][-1] == 0
+
+
+def test_pages_of_another_folder_link_to_the_figures_there(call, in_tmp, published):
     published.rename(in_tmp / "again")
-    assert call("report.py", "--root_dir=again", "--path=RESULTS_again.md").returncode == 0
-    expected = (ROOT / "RESULTS.md").read_text().replace("](results", "](again")
-    assert (in_tmp / "RESULTS_again.md").read_text() == expected and "(again/map.png)" in expected
+    assert call("report.py", "--root_dir=again", "--out_dir=again").returncode == 0
+    expected = (ROOT / "RESULTS.md").read_text().replace("](results/", "](./").replace("](results)", "](.)")
+    assert (in_tmp / "again" / "RESULTS.md").read_text() == expected and "(./capacity.png)" in expected
+    assert not (in_tmp / "again" / "README.md").exists()
 
 
 @pytest.mark.parametrize("picked", [
     r"facts_mini_14_seed_[12]", r"math_mini_14_held_out_2-[56]_seed_1", r"math_mini_14_seed_[12]",
     r"both_mini_16_seed_1",
 ])
-def test_a_report_of_some_runs_links_to_the_figures_that_are_drawn(call, in_tmp, picked):
+def test_pages_of_some_runs_link_to_the_figures_that_are_drawn(call, in_tmp, picked):
     runs = {name: run for name, run in published_runs(RESULTS).items() if re.fullmatch(picked, name)}
     (in_tmp / "some" / "mine").mkdir(parents=True)
     write_tables(in_tmp / "some" / "mine", runs)
     assert call("plot_experiment.py", "--root_dir=some").returncode == 0
-    assert call("report.py", "--root_dir=some", "--path=some.md").returncode == 0
-    linked = re.findall(r"\]\((some/.*?\.png)\)", (in_tmp / "some.md").read_text())
-    assert linked and set(linked) == {f"some/{path.name}" for path in (in_tmp / "some").glob("*.png")}
+    assert call("report.py", "--root_dir=some", "--out_dir=pages").returncode == 0
+    linked = re.findall(r"\]\(../../some/(\w+\.png)\)", (in_tmp / "pages" / "docs" / "figures.md").read_text())
+    drawn = {path.name for path in (in_tmp / "some").glob("*.png")}
+    assert drawn and {name for name in linked if not name.startswith("grid")} == drawn
+
+
+def test_a_readme_without_the_table_of_the_claims_is_left_alone_and_said(call, in_tmp, published):
+    (in_tmp / "README.md").write_text("# Mine\n")
+    result = call("report.py")
+    assert result.returncode == 2 and "README.md" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert (in_tmp / "README.md").read_text() == "# Mine\n" and not (in_tmp / "RESULTS.md").exists()
 
 
 # The runs that the text and the figures share.
@@ -178,20 +198,3 @@ def test_of_two_folders_of_a_run_the_one_that_is_further_counts(tmp_path):
     rows = {name: len(run.rows) for name, run in read_runs(tmp_path).items()}
     assert rows == {"both_mini_mlt": 4, "math_mini_mlt": 4}
 
-
-
-
-def test_the_page_on_why_is_what_the_published_tables_give(call, in_tmp, published):
-    (in_tmp / "docs").mkdir()
-    assert call("report.py", "--page=why").returncode == 0
-    written = (in_tmp / "docs" / "why.md").read_text()
-    assert written == (ROOT / "docs" / "why.md").read_text(), "python report.py --page=why updates it"
-    for figure in re.findall(r"\]\(\.\./(results/.*?\.png)\)", written):
-        assert (ROOT / figure).stat().st_size < 500_000
-    lines = ((ROOT / "docs" / "why_template.md").read_text() + written).splitlines()
-    assert [line for line in lines if len(line) > 110 and not line.startswith("|")] == []
-
-
-def test_the_readme_belongs_to_the_page_of_results(call, in_tmp, published):
-    result = call("report.py", "--page=why", "--readme=README.md")
-    assert result.returncode == 2 and "--page" in result.stderr and len(result.stderr.splitlines()) == 1
