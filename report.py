@@ -38,6 +38,7 @@ FIGURES = {  # of plot_experiment.py
     "all_pairs": "Held-out problems by pair",
     "held_out_share": "Held-out score over the number of held-out pairs",
     "rates": "Held-out score over the learning rate",
+    "decays": "Held-out score by learning rate and weight decay",
     "times": "Iterations until 90% are right",
     "embeddings": "Digits' embeddings in the plane of their first two principal components",
 }

@@ -104,6 +104,14 @@ def test_runs_that_end_early_have_findings_without_late_evaluations():
     assert lengths == [[500, 500], [2, 2], [0, 0]]
 
 
+def test_a_run_longer_than_the_papers_does_not_change_how_long_the_runs_are(found):
+    longer = a_run(*((it, 980, 980, None, 0, 0.5) for it in range(0, 300_001, 2_500)))
+    runs = RUNS | seeds(longer, "math_mini_28", [1], max_iters=300_000, eval_interval=2_500)
+    ours, lengths = findings(runs)["all"], ("last_iter", "evaluations", "late_evaluations")
+    assert [ours[name] for name in lengths] == [found["all"][name] for name in lengths]
+    assert ours["other_seeds"] == len(RUNS)  # one of RUNS has the paper's seed; the long one counts
+
+
 def test_a_rate_has_its_interval_and_a_difference_its_test():
     none, some, every = (rate("x", values) for values in ([], [True, None, False], [True] * 10))
     assert shares(some) == (1, 2) and none["interval"] is None

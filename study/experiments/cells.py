@@ -147,7 +147,7 @@ def paired_scores(what, ours, theirs):
 
 
 def verdict(difference):
-    """Whether a difference in score is within the MARGIN, is one, or may be both; None without an interval."""
+    """Whether a difference in score is within the MARGIN or not zero; None without its interval."""
     if difference["interval"] is None:
         return None
     low, high = difference["interval"]

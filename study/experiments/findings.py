@@ -23,6 +23,7 @@ SMALL = ("n14", "n28", "n56")
 CONFIGS = {task: {panel + suffix: f"{task}_mini_{size}{suffix}" for panel, size in SIZES.items()
                   for suffix in ("", "_wd")} for task in TASKS}
 BEYOND = 3000  # samples of sums, and of differences, with an operand from 10 to 19
+MAX_ITERS = 30_000  # of the paper's runs
 PAPER_BEYOND_SUB = 4.75  # percent of those differences that the paper's n14 has right (section 5.1)
 
 
@@ -32,7 +33,8 @@ def findings(runs, unfinished=None):
     unfinished: {name: Run} of which those with the paper's names stand in for its runs.
     """
     unfinished = unfinished or {}
-    cells = {task: {panel: by_seed(runs, config) for panel, config in CONFIGS[task].items()} for task in TASKS}
+    cells = {task: {panel: by_seed(runs, config) for panel, config in configs.items()}
+             for task, configs in CONFIGS.items()}
     widths = {task: seeds_by("n_embd", runs, f"{task}_mini_14") for task in TASKS}
     by_width = {task: {n: of_cell(f"{task} n{n}", cell) for n, cell in of_task.items()}
                 for task, of_task in widths.items()}
@@ -80,7 +82,8 @@ def against(what, ours, theirs):
 
 def of_all(runs, every):
     """How many runs there are, how long they are, and what made `every` one, the unfinished MLTs too."""
-    iterations = [run.results["iter"] for run in runs.values()]
+    iterations = [run.results["iter"] for run in runs.values()
+                  if int(run.info["max_iters"]) <= MAX_ITERS]  # without those of experiments/long.py
     machines = Counter(part for run in every.values() for part in run.info["made_on"].split("; ") if part)
     other_seeds = sum(run.info["seed"] != str(PAPER_SEED) for run in runs.values())
     return {

@@ -5,6 +5,7 @@ import functools
 from study.experiments.runs import DATA_DEFAULTS, config_file, config_of, data_settings
 from study.tasks import table_of
 
+N14 = "math_mini_14"  # whose settings the runs on why have but for their axes
 PAPER_SEED = 1337  # of the paper's runs and of the configs; "the seeds" are all others
 
 
@@ -68,4 +69,13 @@ def seeds_by(axis, runs, config, **settings):
     for (value, seed), run in varied(runs, config, axis, "seed", **settings).items():
         if seed != PAPER_SEED:
             cells.setdefault(value, []).append(run)
+    return cells
+
+
+def seeds_of(runs, *axes, **settings):
+    """{values of the axes: {seed: Run}}, without the paper's seed."""
+    cells = {}
+    for (*key, seed), run in varied(runs, N14, *axes, "seed", **settings).items():
+        if seed != PAPER_SEED:
+            cells.setdefault(tuple(key), {})[seed] = run
     return cells

@@ -1,7 +1,8 @@
-"""Compute what decides whether a model finds the rule: random tables, sizes, rates, orders, pairs, shares.
+"""Compute what decides whether a model finds the rule: random tables, sizes, orders, pairs, shares.
 
 why() returns nested dicts of plain data like findings(). Each function is the analysis that the comment of
 its file in experiments/ names. Its outcome is the share of held-out samples right at the last evaluation.
+why_optimizer.py has the analyses of the optimizer.
 """
 
 import math
@@ -9,21 +10,23 @@ from itertools import combinations
 
 import numpy as np
 
-from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of, spread
+from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, spread
 from study.experiments.results import right_and_total
-from study.experiments.select import PAPER_SEED, varied
+from study.experiments.select import N14, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
+from study.experiments.why_optimizer import best_pairs, decays, longer, rates
 from study.tasks import table_of
-
-CONFIG = "math_mini_14"  # whose settings all these runs have but for their axes
 
 
 def why(runs):
     """All findings of {name: Run} on why; those without runs are empty or None."""
-    of_rates = rates(runs)
+    of_rates, of_decays, of_longer = rates(runs), decays(runs), longer(runs)
     others = [cell for cell in of_rates.get("n28", {}).values() if cell["against"]]
     return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": of_rates,
             "best_rate": max(others, key=lambda cell: cell["held_out"]["mean"], default=None),
+            "decays": of_decays, "best_pairs": best_pairs(of_decays),
+            "best_pairs_from_0_003": best_pairs(of_decays, least_rate=0.003),
+            "longer": of_longer, "longer_against": {n: cell["against"] for n, cell in of_longer.items()},
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
 
 
@@ -31,18 +34,10 @@ def drawn_of_why(found):
     """The figures of study/experiments/why_figures.py and plot_embeddings.py that there are runs for."""
     has_runs = {"capacity": found["capacity"]["by_width"], "times": found["times"],
                 "tables": whole(found["tables"]["by_table"]), "rates": found["rates"],
-                "changing_order": found["order"], "all_pairs": found["pairs"],
-                "held_out_share": found["shares"], "embeddings": found.get("embeddings")}
+                "decays": found["decays"], "changing_order": found["order"],
+                "all_pairs": found["pairs"], "held_out_share": found["shares"],
+                "embeddings": found.get("embeddings")}
     return [name for name, runs in has_runs.items() if runs]
-
-
-def seeds_of(runs, *axes, **settings):
-    """{values of the axes: {seed: Run}}, without the paper's seed."""
-    cells = {}
-    for (*key, seed), run in varied(runs, CONFIG, *axes, "seed", **settings).items():
-        if seed != PAPER_SEED:
-            cells.setdefault(tuple(key), {})[seed] = run
-    return cells
 
 
 def true_tables(runs):
@@ -53,7 +48,7 @@ def true_tables(runs):
 def random_tables(runs):
     """{n: runs} of random tables with the paper's settings."""
     cells = {}
-    for (n, answer_seed, _), run in varied(runs, CONFIG, "n_embd", "answer_seed", "seed").items():
+    for (n, answer_seed, _), run in varied(runs, N14, "n_embd", "answer_seed", "seed").items():
         if answer_seed >= 0:
             cells.setdefault(n, []).append(run)
     return cells
@@ -159,7 +154,7 @@ def tables(runs):
     axes = ("operations", "max_operand", "answer_seed", "held_out", "line_seed", "block_size", "n_embd")
     cells = {}
     for (operations, most, answers, pairs, lines, _, n, seed), run in varied(
-            runs, CONFIG, *axes, "seed").items():
+            runs, N14, *axes, "seed").items():
         rule = f"{pairs.count(';') + 1} pairs of seed {seed}"  # one that the experiment drew, unlike 5,7
         drawn = table_of({"held_out": rule, "max_operand": most}).held_out
         if lines == seed and pairs == drawn and answers in (-1, seed):
@@ -198,27 +193,6 @@ def slope_of(found):
 
     groups = [group for cells, _ in curves for group in cells.values()] if len(of_both) > 2 else []
     return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(of_both)}
-
-
-def rates(runs):
-    """{n: {rate: cell}} of learning rates (experiments/optimizer.py)."""
-    cells = {}
-    for (n, rate, least), of_seed in seeds_of(runs, "n_embd", "learning_rate", "min_lr").items():
-        if math.isclose(least, rate / 100):
-            cells.setdefault(n, {})[rate] = of_seed
-    found = {}
-    for n, of_rate in cells.items():
-        if len(of_rate) < 2:
-            continue
-        against = corrected({rate: paired_scores(f"n{n}: {rate:g} minus 0.01", cell, of_rate.get(0.01, {}))
-                             for rate, cell in of_rate.items() if rate != 0.01})
-        found[f"n{n}"] = {f"{rate:g}".replace(".", "_"): {
-            "rate": rate, "runs": len(cell), "against": against.get(rate),
-            **{what: mean(f"n{n} at {rate:g}: percent of {what}", percents_at_last(cell.values(), what))
-               for what in ("held_out", "trained")},
-            "generalizes": rate_of(f"n{n} at {rate:g}", cell.values(), "generalizes"),
-        } for rate, cell in of_rate.items()}
-    return found
 
 
 def order(runs):

@@ -1,9 +1,10 @@
-"""Draw what why() found: capacity, sizes of the table, learning rates, orders, pairs and shares."""
+"""Draw what why() found: capacity, sizes of the table, rates and weight decay, orders, pairs and shares."""
 
 import numpy as np
 
 from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt, use_widths
 from study.experiments.why import drawn_of_why, whole
+from study.experiments.why_optimizer import rates_of
 
 MEMORY, TRAINED, HELD_OUT = "#D55E00", CURVES["add"][1], CURVES["held_out"][1]
 TICKS = [4, 7, 10, 14, 18, 24, 28, 40, 56]
@@ -15,7 +16,8 @@ def figures_of_why(found):
         "capacity": lambda: plot_capacity(found["capacity"]["by_width"]),
         "times": lambda: plot_times(found["times"]),
         "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
-        "rates": lambda: plot_rates(found["rates"]), "changing_order": lambda: plot_order(found["order"]),
+        "rates": lambda: plot_rates(found["rates"]), "decays": lambda: plot_decays(found["decays"]),
+        "changing_order": lambda: plot_order(found["order"]),
         "all_pairs": lambda: plot_pairs(found["pairs"]),
         "held_out_share": lambda: plot_shares(found["shares"]),
     }
@@ -112,6 +114,30 @@ def plot_rates(found):
            ylim=(-3, 105))
     ax.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def plot_decays(found):
+    """Mean held-out score for each learning rate and weight decay: a map for each width."""
+    rates = rates_of(found)
+    decays = sorted({of_rate["decay"] for of_decay in found.values() for of_rate in of_decay.values()})
+    figure, axes = plt.subplots(1, len(found), figsize=(TWO_COLUMNS, 1.7), sharey=True, squeeze=False,
+                                layout="constrained")
+    for ax, (name, of_decay) in zip(axes.flat, found.items()):
+        table = np.full((len(decays), len(rates)), np.nan)
+        for of_rate in of_decay.values():
+            for cell in of_rate["rates"].values():
+                table[decays.index(of_rate["decay"]), rates.index(cell["rate"])] = cell["held_out"]["mean"]
+        ax.imshow(table, cmap="Purples", vmin=0, vmax=100, origin="lower", aspect="auto")
+        ax.set_facecolor("0.85")  # where there are no runs
+        for (row, column), percent in np.ndenumerate(table):
+            if not np.isnan(percent):
+                ax.text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=6,
+                        color="white" if percent > 62 else "black")
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=90)
+        ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        ax.set(title=f"{name}: held out, mean %", xlabel="largest learning rate")
+    axes[0, 0].set_ylabel("weight decay")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from study.experiments.tables import markdown
 from study.experiments.text import number, text_of
+from study.experiments.why_optimizer import rates_of
 
 
 def tables_of_why(found):
@@ -9,6 +10,7 @@ def tables_of_why(found):
     return {
         "capacity": capacity(found["capacity"]["by_width"]), "times": times(found["times"]),
         "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
+        "decays": decays(found["decays"]), "longer": longer(found["longer"]),
         "order": order(found["order"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
         "embeddings": embeddings(found.get("embeddings", {})),
     }
@@ -50,6 +52,37 @@ def rates(found):
         [n, f"{cell['rate']:g}",
          *(cell[key] for key in ("runs", "held_out", "trained", "generalizes", "against"))]
         for n, cells in found.items() for cell in cells.values()])
+
+
+def decays(found):
+    columns = rates_of(found)
+    rows = []
+    for n, of_decay in found.items():
+        for cell in of_decay.values():
+            means = {of_rate["rate"]: of_rate for of_rate in cell["rates"].values()}
+            rows.append([n, f"{cell['decay']:g}",
+                         *(mean_of(means[rate]) if rate in means else None for rate in columns),
+                         cell["against"]])
+    heading = ["n", "weight decay", *(f"{rate:g}" for rate in columns), "all rates, minus no weight decay"]
+    return table("Held out, mean % at the last evaluation, by largest rate (with the runs where they are not "
+                 "5)", heading, rows)
+
+
+def mean_of(cell):
+    """A mean with the number of its runs, unless it is 5."""
+    return text_of(cell["held_out"]) + (f" ({cell['runs']})" if cell["runs"] != 5 else "")
+
+
+def longer(found):
+    heading = ["n", "weight decay", "runs", "held out, mean %", "most of a run at an evaluation, %",
+               "held out, minus that after 30,000 iterations"]
+    rows = []
+    for n, of_width in found.items():
+        rows += [[n, f"{cell['decay']:g}", cell["runs"], cell["held_out"], number(cell["most"]),
+                  cell["against"]] for cell in of_width["by_decay"].values()]
+        runs = sum(cell["runs"] for cell in of_width["by_decay"].values())
+        rows.append([n, "all of them", runs, None, None, of_width["against"]])
+    return table("After 300,000 iterations", heading, rows)
 
 
 def order(found):
