@@ -67,6 +67,6 @@ def test_a_folder_that_is_missing_is_noticed_before_anything_is_trained(call, in
 def test_without_the_file_there_are_no_findings_and_a_damaged_one_says_so(call, in_tmp, published):
     assert embeddings_of(in_tmp) == {}
     (published / "embeddings.csv").write_text("config,seed\nmath_mini_14,1\n")
-    result = call("report.py", "--page=why", "--path=why.md")
+    result = call("report.py")
     assert result.returncode == 2
     assert "embeddings.csv" in result.stderr and "plot_embeddings.py" in result.stderr
