@@ -66,11 +66,12 @@ compile = "auto"  # torch.compile PyTorch's update: True, False or auto (on CUDA
 cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto (on CUDA with one process)
 
 
-def train(cfg):
+def train(cfg, callback=None):
     """Trains by settings and returns the TrainingState at the end.
 
     Its rows are the evaluations and its model has the last weights. If a signal ended training before
     max_iters, stopped_by is its number. cfg: configure(vars(train_with_eval), arguments=["config/...", ...]).
+    callback: a function that evaluate() calls with the answers.
     """
     check(cfg)
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
@@ -93,7 +94,8 @@ def train(cfg):
                 due = it % cfg.eval_interval == 0 or it >= cfg.max_iters
                 if rank == 0 and due and not (rows and rows[-1]["iter"] == it):  # a resumed run may have it
                     with timed(seconds, "evaluation"):
-                        row = evaluate(state.model, splits, resolved["chars"], tasks, it, cfg, autocast)
+                        row = evaluate(
+                            state.model, splits, resolved["chars"], tasks, it, cfg, autocast, callback)
                     rows.append(row)
                     with timed(seconds, "saving"):
                         best = run.save_evaluation(rows)

@@ -101,8 +101,11 @@ def mean_loss(model, windows, batch_size):
     return float(np.average(losses.astype(np.float64), weights=[len(batch) for batch in batches]))
 
 
-def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
-    """Return a row of results.csv: both losses and all tasks' scores. Leaves random states unchanged."""
+def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast, callback=None):
+    """Return a row of results.csv: both losses and all tasks' scores. Leaves random states unchanged.
+
+    callback(iter_num, task, answers) is called with the sample_answers() of each task.
+    """
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(cfg.seed + iter_num)
     model.eval()
     count, held_out_answers = {name: (0, 0) for name in COUNTED}, ""
@@ -116,6 +119,8 @@ def evaluate(model, splits, chars, tasks, iter_num, cfg, autocast):
         require_finite(train_loss + val_loss, iter_num)
         for task in tasks:
             answers = sample_answers(model, chars, task, task.problems, generator)
+            if callback:
+                callback(iter_num, task, answers)
             for group in {problem.group for problem in task.problems}:
                 count[group] = tally(task.problems, answers, lambda problem: problem.group == group)
             if task.name == "math":
