@@ -31,6 +31,7 @@ CURVES = {
 }
 MOST_PIXELS = 8_000  # width or height of a figure
 PERFECT = "addition and subtraction at 100%"
+ANSWERS_LEGEND = "the most frequent answer; red: wrong, framed: held out"
 
 
 def titled(name, num_params, unfinished=""):
@@ -79,26 +80,32 @@ def draw_accuracies(ax, results):
     return artists
 
 
-def draw_answers(tables):
-    """Draw a panel for each operation: wrong cells red, held-out ones framed, those without a problem empty.
+def draw_table(ax, table, title):
+    """Draw a table of answers: wrong cells red, held-out ones framed, those without a problem empty.
 
-    tables: {operation: {(a, b): (answer, whether right, whether held out)}}.
+    table: {(a, b): (answer, is correct, is held out)}.
     """
+    size = 1 + max(map(max, table))
+    wrong = np.full((size, size), np.nan)
+    for operands, (_, correct, _) in table.items():
+        wrong[operands] = not correct
+    ax.imshow(wrong, cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
+    for (a, b), (answer, _, held_out) in table.items():
+        ax.text(b, a, answer, ha="center", va="center", fontsize=7)
+        if held_out:
+            ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, linewidth=1.2))
+    ax.set(title=title, xlabel="b", ylabel="a", xticks=range(size), yticks=range(size))
+
+
+def draw_answers(tables):
+    """Draw a panel for each operation of {operation: table}, see draw_table()."""
     size = 1 + max(max(operands) for table in tables.values() for operands in table)
     side = max(COLUMN, 0.33 * size)
     size_inches = (side * len(tables), side)
     figure, axes = plt.subplots(1, len(tables), figsize=size_inches, squeeze=False, layout="constrained")
     for ax, (operation, table) in zip(axes.flat, tables.items()):
-        wrong = np.full((size, size), np.nan)
-        for operands, (_, right, _) in table.items():
-            wrong[operands] = not right
-        ax.imshow(wrong, cmap=ListedColormap(["#DCEBF5", "#F2B8A0"]), vmin=0, vmax=1)
-        for (a, b), (said, _, held_out) in table.items():
-            ax.text(b, a, said, ha="center", va="center", fontsize=7)
-            if held_out:
-                ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, linewidth=1.2))
-        ax.set(title=operation, xlabel="b", ylabel="a", xticks=range(size), yticks=range(size))
-    figure.supxlabel("the most frequent answer; red: wrong, framed: held out", fontsize=7)
+        draw_table(ax, table, operation)
+    figure.supxlabel(ANSWERS_LEGEND, fontsize=7)
     return figure
 
 
