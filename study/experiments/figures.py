@@ -29,6 +29,8 @@ CURVES = {
     "facts": (GROUPS["facts"], "#009E73", 1.2),
     "held_out": ("held out", "#CC79A7", 0.8),
 }
+TRAINED, HELD_OUT, MEMORY = CURVES["add"][1], CURVES["held_out"][1], "#D55E00"  # of curves over the width
+WIDTHS = [4, 7, 10, 14, 18, 24, 28, 40, 56]  # ticks
 MOST_PIXELS = 8_000  # width or height of a figure
 PERFECT = "addition and subtraction at 100%"
 ANSWERS_LEGEND = "the most frequent answer; red: wrong, framed: held out"
@@ -47,11 +49,28 @@ def label_iterations(ax):
     ax.xaxis.set_major_formatter(lambda it, _: f"{it / 1000:g}k" if it >= 1000 else f"{it:g}")
 
 
-def use_widths(ax, ticks):
+def label_widths(ax, ticks=WIDTHS):
     """A logarithmic axis of widths with these ticks."""
     ax.set_xscale("log")
     ax.set_xticks(ticks, ticks)
     ax.minorticks_off()
+    ax.set_xlabel("width n")
+    ax.grid(alpha=0.3)
+
+
+def jittered(x, count, spread=0.025):
+    """Places for dots at x on a logarithmic axis, side by side rather than over each other."""
+    return x * np.exp(spread * (2 * (np.arange(count) * 0.618 % 1) - 1))  # the golden ratio spaces them evenly
+
+
+def draw_means(ax, cells, label, color, marker):
+    """The mean over the runs for each x, and single runs as dots. cells: {x: {"values", "mean"}}."""
+    cells = {x: cell for x, cell in cells.items() if cell["values"]}
+    for x, cell in cells.items():
+        ax.plot(jittered(x, len(cell["values"])), cell["values"], "o", color=color, markersize=2.5,
+                markeredgewidth=0, alpha=0.25, zorder=1.8)  # below all lines
+    ax.plot(list(cells), [cell["mean"] for cell in cells.values()], color=color, marker=marker, markersize=3,
+            linewidth=1.2, label=label)
 
 
 def draw_nothing(ax, why):

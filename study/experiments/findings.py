@@ -13,10 +13,13 @@ from study.experiments.cells import (
     paired_scores, percents_at_last, rate, rate_of, score, span, spread,
     verdict,
 )
+from study.experiments.floors import floors
+from study.experiments.problems import by_pair, held_out
 from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
 from study.experiments.select import PAPER_SEED, by_seed, seeds_by, varied
 from study.experiments.statistics import bootstrap, permutation_p, two_way_shares
 from study.experiments.why import drawn_of_why, why
+from study.experiments.widths import at_fit, window
 
 TASKS = tuple(GRIDS.values())
 SMALL = ("n14", "n28", "n56")
@@ -66,6 +69,11 @@ def findings(runs, unfinished=None):
         "beyond": beyond(math["n14"].values()),
         "by_width": by_width,
         "lacking": lacking(widths["math"]),
+        "window": window({n: cell["generalizes"] for n, cell in by_width["math"].items()}),
+        "at_fit": at_fit(widths["math"]),
+        "held_out": held_out(widths["math"]),
+        "by_pair": by_pair(runs),
+        "floors": floors(),
         "orders": orders(runs, math["n14"]),
         "pairs": pairs(runs, found["math"]["n14"]),
         "steps": steps(runs),
@@ -253,6 +261,7 @@ def drawn(found):
     by_width = found["by_width"]
     has_runs = {
         **{f"seeds_{task}": sum(cell["runs"] for cell in found[task].values()) for task in TASKS},
-        "accuracy": len(by_width["math"]) > 1, "map": any(by_width.values()), "held_out": by_width["math"],
-        "orders": found["orders"]["orders"], "pairs": found["pairs"]["cells"]}
+        **dict.fromkeys(("accuracy", "accuracy_wide"), sum(n >= 4 for n in by_width["math"]) > 1),
+        "map": any(by_width.values()), "at_fit": len(found["at_fit"]) > 1, "held_out": found["held_out"],
+        "orders": found["orders"]["orders"], "pairs": found["by_pair"]}
     return [name for name, runs in has_runs.items() if runs] + drawn_of_why(found["why"])

@@ -179,6 +179,16 @@ def best_evaluation(results, what="combined", latest=False):
     return int(np.flatnonzero(right == right.max())[-1 if latest else 0])
 
 
+def first_evaluation_with(results, what, share):
+    """Return the index of the first evaluation with a share of the samples right; None if there is none.
+
+    what: as for right_and_total().
+    """
+    right, total = right_and_total(results, what, slice(None))
+    reached = np.flatnonzero(right >= share * total)
+    return int(reached[0]) if len(reached) else None
+
+
 def late_evaluations(results):
     """(evaluations from LATE on that have every held-out sample right, evaluations from LATE on)."""
     late = results["iter"] >= LATE

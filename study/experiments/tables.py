@@ -1,11 +1,13 @@
 """The study's tables as Markdown: the paper's number, that of our run with its seed, and many seeds."""
 
 from study.tasks import GROUPS, HELD_OUT
+from study.experiments.problems import problems_of
 from study.experiments.results import (
     GRIDS, LATE, SIZES, best_evaluation, config_params, unfinished_note, late_evaluations, right_and_total,
 )
 from study.experiments.select import PAPER_SEED
 from study.experiments.text import number, percent, progress, text_of
+from study.experiments.widths import FIT
 
 HEADINGS = GROUPS | {"combined": "combined"}
 # Grid -> its titles and columns, and the paper's rows; under the study's regularization and the controlled.
@@ -106,7 +108,8 @@ def tables_of(found):
     """The tables of findings() whose rows are not written out in docs/results_template.md."""
     grids = [(grid, suffix) for suffix in ("", "_wd") for grid in GRIDS]
     return {f"table_{i}": seeds_table(found, grid, suffix) for i, (grid, suffix) in enumerate(grids, 2)} | {
-        "by_width": table_by_width(found["by_width"]), "pairs": table_of_pairs(found["pairs"])}
+        "by_width": table_by_width(found["by_width"]), "pairs": table_of_pairs(found["pairs"]),
+        "at_fit": table_at_fit(found["at_fit"]), "held_out": table_of_held_out(found["held_out"])}
 
 
 def seeds_table(found, grid, suffix):
@@ -168,3 +171,31 @@ def table_of_pairs(pairs):
         rows.append([pair, rates[0], text_of(p, ".2g") or "–", *rates[1:]])
     title = "Held-out pairs (p of Fisher's exact test, each for itself)"
     return markdown(title, rows) if pairs["cells"] else None
+
+
+def table_at_fit(at_fit):
+    """The held-out score when the trained problems are first fitted and at the end; None without runs."""
+    rows = [["n", "runs that get there", f"held out at the first evaluation with {FIT:.0%}, mean %",
+             "at the last evaluation, mean %"]]
+    rows += [[name[1:], f"{cell['fitted']['right']} of {cell['fitted']['total']}",
+              text_of(cell["first"]) or "–", text_of(cell["last"]) or "–"] for name, cell in at_fit.items()]
+    title = f"Held-out score at equal trained score: of the runs that have {FIT:.0%} of the trained problems"
+    return markdown(title, rows) if at_fit else None
+
+
+def table_of_held_out(held_out):
+    """Each held-out problem by width, with the usual error; None without runs."""
+    problems = problems_of(HELD_OUT)
+    rows = [["n", *(f"{problem} = {answer}" for problem, answer in problems.items())]]
+    rows += [[name[1:], *map(text_of_problem, of_width.values())] for name, of_width in held_out.items()]
+    title = ("Held-out problems at the last evaluation: runs that are right, and the most frequent wrong answer "
+             "(how many runs give it; ? is no number)")
+    return markdown(title, rows) if held_out else None
+
+
+def text_of_problem(cell):
+    """66 of 100, -1 (34)."""
+    right = f"{cell['right']} of {cell['total']}"
+    if not cell["wrong"]:
+        return right
+    return f"{right}, {' or '.join(cell['wrong'])} ({cell['wrong_runs']}{' each' if cell['wrong'][1:] else ''})"

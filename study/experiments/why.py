@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, spread
-from study.experiments.results import right_and_total
+from study.experiments.results import first_evaluation_with
 from study.experiments.select import N14, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
 from study.experiments.why_optimizer import best_pairs, decays, longer, rates
@@ -35,7 +35,7 @@ def drawn_of_why(found):
     has_runs = {"capacity": found["capacity"]["by_width"], "times": found["times"],
                 "tables": whole(found["tables"]["by_table"]), "rates": found["rates"],
                 "decays": found["decays"], "changing_order": found["order"],
-                "all_pairs": found["pairs"], "held_out_share": found["shares"],
+                "held_out_share": found["shares"],
                 "embeddings": found.get("embeddings")}
     return [name for name, runs in has_runs.items() if runs]
 
@@ -140,9 +140,8 @@ def until(what, cell, column, share=0.9):
     """Median over the runs of the first evaluation with so large a share right; None if it is never."""
     first = []
     for run in cell:
-        right, total = right_and_total(run.results, column, slice(None))
-        reached = np.flatnonzero(right >= share * total)
-        first.append(float(run.results["iter"][reached[0]]) if len(reached) else math.inf)
+        at = first_evaluation_with(run.results, column, share)
+        first.append(math.inf if at is None else float(run.results["iter"][at]))
     median = float(np.median(first)) if first else math.inf
     return {"what": f"{what}: iterations until 90%", "median": median if math.isfinite(median) else None,
             "right": sum(map(math.isfinite, first)), "total": len(first)}
@@ -217,21 +216,8 @@ def pairs(runs):
                  for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
         means = {pair: float(np.mean(of_pair)) for pair, of_pair in at_last(cells, "held_out").items()}
         if len(means) == len(digits):
-            found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means),
-                              "problems": by_problem(cells)}
+            found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means)}
     return found
-
-
-def by_problem(cells):
-    """{problem, such as "5+7": share of the runs whose most frequent answer is right at the end}."""
-    shares = {}
-    for pair, cell in cells.items():
-        for a, b in (pair.split(","), pair.split(",")[::-1]):
-            for sign in "+-":
-                answers = [run.results["held_out_answers"][-1].get(f"{a}{sign}{b}") for run in cell]
-                right = str(int(a) + int(b) if sign == "+" else int(a) - int(b))
-                shares[f"{a}{sign}{b}"] = float(np.mean([answer == right for answer in answers]))
-    return shares
 
 
 def edge(what, means, draws=10_000):

@@ -1,13 +1,12 @@
-"""Draw what why() found: capacity, sizes of the table, rates and weight decay, orders, pairs and shares."""
+"""Draw what why() found: capacity, sizes of the table, rates and weight decay, orders and shares."""
 
 import numpy as np
 
-from study.experiments.figures import COLUMN, CURVES, TWO_COLUMNS, plt, use_widths
+from study.experiments.figures import (
+    COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, WIDTHS, draw_means, jittered, label_widths, plt,
+)
 from study.experiments.why import drawn_of_why, whole
 from study.experiments.why_optimizer import rates_of
-
-MEMORY, TRAINED, HELD_OUT = "#D55E00", CURVES["add"][1], CURVES["held_out"][1]
-TICKS = [4, 7, 10, 14, 18, 24, 28, 40, 56]
 
 
 def figures_of_why(found):
@@ -18,26 +17,9 @@ def figures_of_why(found):
         "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
         "rates": lambda: plot_rates(found["rates"]), "decays": lambda: plot_decays(found["decays"]),
         "changing_order": lambda: plot_order(found["order"]),
-        "all_pairs": lambda: plot_pairs(found["pairs"]),
         "held_out_share": lambda: plot_shares(found["shares"]),
     }
     return {name: plots[name]() for name in drawn_of_why(found)}
-
-
-def label_widths(ax, ticks=TICKS):
-    use_widths(ax, ticks)
-    ax.set_xlabel("width n")
-    ax.grid(alpha=0.3)
-
-
-def draw_means(ax, cells, label, color, marker):
-    """The mean over the runs for each x, and single runs as dots. cells: {x: {"values", "mean"}}."""
-    cells = {x: cell for x, cell in cells.items() if cell["values"]}
-    for x, cell in cells.items():
-        ax.plot([x] * len(cell["values"]), cell["values"], "o", color=color, markersize=3, markeredgewidth=0,
-                alpha=0.25)
-    ax.plot(list(cells), [cell["mean"] for cell in cells.values()], color=color, marker=marker, markersize=3,
-            linewidth=1.2, label=label)
 
 
 def plot_capacity(by_width):
@@ -50,11 +32,11 @@ def plot_capacity(by_width):
     ax.set(ylabel="right at the last evaluation (%)", ylim=(-3, 105))
     label_widths(ax)
     for n, cell in by_width.items():
-        bits.plot([n] * len(cell["bits"]["values"]), cell["bits"]["values"], "o", color=MEMORY, markersize=3,
-                  markeredgewidth=0, alpha=0.4)
+        values = cell["bits"]["values"]
+        bits.plot(jittered(n, len(values)), values, "o", color=MEMORY, markersize=3, markeredgewidth=0, alpha=0.4)
     bits.plot(list(by_width), [cell["bits"]["quartiles"][1] for cell in by_width.values()], color=MEMORY,
               linewidth=1.2)
-    bits.set(ylabel="bits of it that are stored", ylim=(0, None))
+    bits.set(ylabel="bits of it that are stored")
     label_widths(bits)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2).set_title(
         "lines: mean (left) and median (right) of the runs; dots: single runs", {"size": 7})
@@ -91,7 +73,7 @@ def plot_tables(found):
         ax.errorbar(x, y, y_error, x_error, fmt="o", color=MEMORY, markersize=4, elinewidth=1)
         ax.annotate(name, (x, y), (4, -9), textcoords="offset points", fontsize=7)
     ax.set_yscale("log")
-    ax.set_yticks(TICKS, TICKS)
+    ax.set_yticks(WIDTHS, WIDTHS)
     label_widths(ax)
     ax.set(xlabel="width that holds half of the random table", xlim=ends, ylim=ends,
            ylabel="width that has lost half of the held-out score")
@@ -151,28 +133,6 @@ def plot_order(found):
     label_widths(ax, [14, 16, 18, 20, 24, 28, 40, 56])
     ax.set_xlim(13, 60)
     figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def plot_pairs(found):
-    """For each held-out problem, the share of runs that are right: sums and differences as maps."""
-    figure, axes = plt.subplots(len(found), 2, figsize=(TWO_COLUMNS, 3.2 * len(found)), squeeze=False,
-                                layout="constrained")
-    for row, (name, of_width) in zip(axes, found.items()):
-        for ax, sign, operation in zip(row, "+-", ("sums", "differences")):
-            table = np.full((10, 10), np.nan)
-            for problem, share in of_width["problems"].items():
-                if sign in problem:
-                    a, b = map(int, problem.split(sign))
-                    table[a, b] = share
-            ax.imshow(table, cmap="Purples", vmin=0, vmax=1)
-            ax.set_facecolor("0.85")
-            for (a, b), share in np.ndenumerate(table):
-                if not np.isnan(share):
-                    ax.text(b, a, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
-                            color="white" if share > 0.62 else "black")
-            ax.set(title=f"{name}: {operation}, % of runs right", xlabel="b", ylabel="a", xticks=range(10),
-                   yticks=range(10))
     return figure
 
 

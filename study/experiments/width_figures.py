@@ -1,0 +1,196 @@
+"""Draw what changes with the width n: accuracy, the map of capacity, the score at equal fit, single problems."""
+
+from itertools import combinations
+
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from study.experiments.figures import (
+    COLUMN, CURVES, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, draw_means, draw_nothing, label_widths, plt,
+)
+from study.experiments.problems import problems_of
+from study.experiments.widths import FIT
+from study.tasks import HELD_OUT as PAPER_PAIR
+
+FEW = 10  # the interval of a share of fewer runs would span half of the axis
+SCORED = {  # samples -> label, colour and marker
+    "trained": ("trained arithmetic", TRAINED, "o"),
+    "held_out": ("held-out arithmetic", HELD_OUT, "s"),
+    "facts": (*CURVES["facts"][:2], "^"),
+}
+
+
+def plot_accuracy(found, wide=False):
+    """Over the width, trained and held-out problems right at the end, and the share of a random table.
+
+    wide: for two columns, with labels at the lines.
+    """
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.0) if wide else (COLUMN, 2.5), layout="constrained")
+    last = {n: cell["last"] for n, cell in found["by_width"]["math"].items() if n >= 4}
+    tables = {int(n[1:]): cell["table"] for n, cell in found["why"]["capacity"]["by_width"].items()}
+    curves = {  # label in one column, in two, and its place there -> cells, colour and marker
+        ("trained", "trained problems", 6.4, 56, "right"):
+            ({n: of_width["trained"] for n, of_width in last.items()}, TRAINED, "o"),
+        ("held out", "held-out problems", 20.8, 39, "left"):
+            ({n: of_width["held_out"] for n, of_width in last.items()}, HELD_OUT, "s"),
+        ("random table", "random table: no rule to find,\nonly answers to memorize", 25, 88, "left"):
+            (tables, MEMORY, "D"),
+    }
+    for (label, long_label, x, y, side), (cells, color, marker) in curves.items():
+        draw_means(ax, cells, label, color, marker)
+        if wide and cells:
+            ax.text(x, y, long_label, ha=side, va="center", color=color)
+    label_widths(ax)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(ylabel="right at the last evaluation (%)", ylim=(-4, 118), yticks=range(0, 101, 20),
+           xlim=(0.94 * min(last), 1.08 * max(last)))
+    if found["window"]:
+        shade_window(ax, found["window"], list(found["by_width"]["math"]))
+    runs = [len(cell["values"]) for cells, *_ in curves.values() for cell in cells.values()]
+    note = f"lines: mean of {min(runs)} to {max(runs)} runs a width; dots: single runs"
+    if wide:
+        figure.supxlabel(note, fontsize=7)
+    else:
+        figure.legend(loc="outside lower center", ncols=3).set_title(note, {"size": 7})
+    return figure
+
+
+def shade_window(ax, window, widths):
+    """Shade the widths of window(), to halfway to the next ones, and say what they are."""
+    low, high = (widths.index(window[end]) for end in ("low", "high"))
+    ends = [np.sqrt(widths[i] * widths[j]) for i, j in (
+        (low, max(low - 1, 0)), (high, min(high + 1, len(widths) - 1)))]
+    ax.axvspan(*ends, color="0.92", linewidth=0, zorder=0)
+    ax.text(np.sqrt(ends[0] * ends[1]), 111, f"n{window['low']} to n{window['high']}: "
+            f"{window['share']:.0%} or more of the runs generalize", ha="center", va="center", fontsize=6.5)
+
+
+def draw_shares(ax, cells, criterion, what):
+    """Over the width, the share of runs that meet a criterion, with its 95% interval; hollow if of few runs."""
+    label, color, marker = SCORED[what]
+    rates = {n: cell[criterion] for n, cell in cells.items() if cell[criterion]["total"]}
+    if not rates:
+        return
+    x = np.array(list(rates)) * {"o": 0.985, "s": 1.015}.get(marker, 1)  # beside each other, not over
+    share = np.array([rate["right"] / rate["total"] for rate in rates.values()])
+    few = np.array([rate["total"] < FEW for rate in rates.values()])
+    low, high = np.array([rate["interval"] for rate in rates.values()]).T
+    errors = [np.where(few, 0, np.maximum(error, 0)) for error in (share - low, high - share)]
+    ax.errorbar(x, share, errors, color=color, ecolor=(color, 0.35), marker=marker, markersize=3, linewidth=0.8,
+                elinewidth=1, label=f"all {label}")
+    ax.plot(x[few], share[few], color=color, marker=marker, markersize=3, markerfacecolor="white",
+            markeredgewidth=0.6, linestyle="none")
+
+
+def plot_map(found):
+    """Over the width, the shares of runs that have learned everything, and their lowest loss below."""
+    figure, axes = plt.subplots(2, 3, figsize=(TWO_COLUMNS, 4.4), sharex=True, sharey="row",
+                                layout="constrained", height_ratios=(5, 4))
+    trained, held_out, facts = ("trained", "trained"), ("generalizes", "held_out"), ("all_capitals", "facts")
+    columns = (("arithmetic", "math", (trained, held_out)), ("capitals", "facts", (facts,)),
+               ("both", "both", (trained, held_out, facts)))
+    widths = [n for cells in found["by_width"].values() for n in cells]
+    for (shares, losses), (title, task, scored) in zip(axes.T, columns):
+        cells = found["by_width"][task]
+        if cells:
+            for criterion, what in scored:
+                draw_shares(shares, cells, criterion, what)
+            low, median, high = np.array([cell["lowest_loss"]["quartiles"] for cell in cells.values()]).T
+            losses.errorbar(list(cells), median, [median - low, high - median], color="0.3", marker="D",
+                            markersize=2.5, linewidth=1, elinewidth=0.6, capsize=1.5)
+            draw_floors(losses, found["floors"][task])
+        for ax in (shares, losses):
+            label_widths(ax, [1, 2, 4, 7, 14, 28, 56])
+            ax.set_xlim(0.9, max(72, 1.12 * max(widths)))
+            if not cells:
+                draw_nothing(ax, "not run yet")
+        shares.set(title=f"trained on {title}", xlabel="", ylim=(-0.03, 1.05))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].set_ylabel("runs with all of it right at the\nlast evaluation (95% interval)")
+    axes[1, 0].set(yscale="log", ylim=(0.12, 4))
+    axes[1, 0].set_yticks([0.2, 0.5, 1, 2, 3], ["0.2", "0.5", "1", "2", "3"])
+    axes[1, 0].minorticks_off()
+    axes[1, 0].set_ylabel("lowest loss\n(nats per character)")
+    artists = {label: artist for ax in axes[0] for artist, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists)).set_title(
+        f"hollow: fewer than {FEW} runs, no interval; dashed: lowest loss that is possible with the text by heart, "
+        "and without the order of its lines", {"size": 7})
+    return figure
+
+
+def draw_floors(ax, floors):
+    """The lowest losses that models can have who know the text by heart, or all but the order of its lines."""
+    labels = {"by_heart": "by heart", "order_unknown": "order unknown"}
+    for name, floor in floors.items():
+        ax.axhline(floor["value"], color="0.5", linewidth=0.8, linestyle="--", zorder=1)
+        ax.annotate(f"{labels[name]}: {floor['value']:.3f}", (0.02, floor["value"]), (0, -1), va="top",
+                    xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=6.5, color="0.3")
+
+
+def plot_at_fit(found):
+    """Over the width, the held-out score when the trained problems are first fitted, and at the end."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.5), layout="constrained")
+    curves = (("first", f"first evaluation with {FIT:.0%} of the trained problems", "0.25", "o"),
+              ("last", "last evaluation", HELD_OUT, "s"))
+    for name, label, color, marker in curves:
+        draw_means(ax, {int(n[1:]): cell[name] for n, cell in found.items()}, label, color, marker)
+    label_widths(ax, [10, 14, 18, 24, 28, 40, 56])
+    ax.set(ylabel="held-out problems right (%)", ylim=(-4, 104))
+    never = sum(cell["fitted"]["total"] - cell["fitted"]["right"] for cell in found.values())
+    figure.legend(loc="outside lower center", ncols=1).set_title(
+        f"lines: mean; dots: single runs; {never} others never get there", {"size": 7})
+    return figure
+
+
+def draw_cells(ax, shares):
+    """A heat map of shares [row][column] from 0 to 1 with the percent in each cell; nan stays empty."""
+    ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5,
+                    color="white" if share > 0.62 else "black")
+
+
+def share_of(rate):
+    """nan without runs."""
+    return rate["right"] / rate["total"] if rate and rate["total"] else np.nan
+
+
+def plot_held_out(found):
+    """For each width and held-out problem, the share of runs that are right at the end."""
+    figure, ax = plt.subplots(figsize=(COLUMN, 0.9 + 0.15 * len(found)), layout="constrained")
+    draw_cells(ax, np.array([[share_of(rate) for rate in rates.values()] for rates in found.values()]))
+    problems = problems_of(PAPER_PAIR)
+    ax.set_xticks(range(len(problems)), [f"{problem} = {answer}" for problem, answer in problems.items()])
+    ax.set_yticks(range(len(found)), found)
+    ax.set(title="% of the runs right at the last evaluation", ylabel="width")
+    return figure
+
+
+def plot_pairs(found):
+    """For each pair of digits, the share of runs right without it: sums above the diagonal, differences below.
+
+    found: by_pair(); a panel for each width.
+    """
+    size = (TWO_COLUMNS if len(found) > 1 else COLUMN), 3.4
+    figure, axes = plt.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
+    for ax, (width, cell) in zip(axes.flat, found.items()):
+        shares = np.full((10, 10), np.nan)
+        for a, b in combinations(range(10), 2):
+            for place, sign in (((a, b), "+"), ((b, a), "-")):
+                problems = (f"{a}{sign}{b}", f"{b}{sign}{a}")
+                shares[place] = np.mean([share_of(cell["problems"].get(problem)) for problem in problems])
+        draw_cells(ax, shares)
+        ax.set_facecolor("0.85")
+        for digit in range(10):
+            ax.add_patch(plt.Rectangle((digit - 0.5, digit - 0.5), 1, 1, color="white", linewidth=0))
+        a, b = map(int, PAPER_PAIR.split(","))
+        for row, column in ((a, b), (b, a)):
+            ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=1.4, zorder=3))
+        runs = " to ".join(map(str, dict.fromkeys(cell["runs"]["values"])))
+        ax.set(title=f"{width}: % of the runs right, {runs} a pair", xticks=range(10), yticks=range(10),
+               xlabel="digit", ylabel="other digit")
+    missing = any(cell["pairs"] < 45 for cell in found.values())
+    figure.supxlabel("sums above the diagonal, differences below\nframed: the paper's pair"
+                     + ("; grey: not run yet" if missing else ""), fontsize=7)
+    return figure
