@@ -60,7 +60,7 @@ def label_widths(ax, ticks=WIDTHS):
 
 def jittered(x, count, spread=0.025):
     """Places for dots at x on a logarithmic axis, side by side rather than over each other."""
-    return x * np.exp(spread * (2 * (np.arange(count) * 0.618 % 1) - 1))  # the golden ratio spaces them evenly
+    return x * np.exp(spread * (2 * (np.arange(count) * 0.618 % 1) - 1))  # golden ratio: evenly spaced
 
 
 def draw_means(ax, cells, label, color, marker):

@@ -1,9 +1,9 @@
 """Compute the lowest loss that a model can have on a training text, by what it knows of the text.
 
-The validation loss is the mean over a text's windows and their positions, where a model sees the characters of
-the window up to the position. A model that knows how often each window occurs gives every character its
-conditional probability, and its loss is the conditional entropy. Summed over the positions, that is the entropy
-of the windows minus the entropy of their first characters.
+The validation loss is the mean over a text's windows and their positions. At a position a model sees the
+characters of the window up to there. A model that knows how often each window occurs gives the next character
+its conditional probability, and its loss is the conditional entropy. Summed over the positions, that is the
+entropy of the windows minus the entropy of their first characters.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Compute how many runs have single held-out problems right, by width and by the pair that is held out.
 
-A run has a problem right if its most frequent answer at the last evaluation is. The functions return plain data
-like findings().
+A run has a problem right if its most frequent answer at the last evaluation is. The functions return plain
+data like findings().
 """
 
 from collections import Counter
@@ -31,7 +31,8 @@ def by_pair(runs):
             found[f"n{n}"] = {
                 "pairs": len(cells),
                 "runs": span(f"n{n}: runs of a pair", [len(cell) for cell in cells.values()]),
-                "problems": {problem: of_problem(f"n{n}", cell, problem, answer) for pair, cell in cells.items()
+                "problems": {problem: of_problem(f"n{n}", cell, problem, answer)
+                             for pair, cell in cells.items()
                              for problem, answer in problems_of(pair).items()}}
     return found
 
@@ -44,7 +45,7 @@ def problems_of(pair):
 
 
 def of_problem(width, runs, problem, correct):
-    """The rate of runs that are right, with the wrong answers that most runs give and how many give each."""
+    """The rate of runs that are right, with the most frequent wrong answers and how many runs give each."""
     given = (run.results["held_out_answers"][-1].get(problem) for run in runs)
     answers = Counter(filter(None, given))
     wrong = {answer: count for answer, count in answers.items() if answer != correct}

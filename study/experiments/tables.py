@@ -177,9 +177,10 @@ def table_at_fit(at_fit):
     """The held-out score when the trained problems are first fitted and at the end; None without runs."""
     rows = [["n", "runs that get there", f"held out at the first evaluation with {FIT:.0%}, mean %",
              "at the last evaluation, mean %"]]
-    rows += [[name[1:], f"{cell['fitted']['right']} of {cell['fitted']['total']}",
-              text_of(cell["first"]) or "–", text_of(cell["last"]) or "–"] for name, cell in at_fit.items()]
-    title = f"Held-out score at equal trained score: of the runs that have {FIT:.0%} of the trained problems"
+    for name, cell in at_fit.items():
+        scores = (text_of(cell[when]) or "–" for when in ("first", "last"))
+        rows.append([name[1:], f"{cell['fitted']['right']} of {cell['fitted']['total']}", *scores])
+    title = f"Held-out score of the runs that have {FIT:.0%} of the trained problems right at some evaluation"
     return markdown(title, rows) if at_fit else None
 
 
@@ -188,8 +189,8 @@ def table_of_held_out(held_out):
     problems = problems_of(HELD_OUT)
     rows = [["n", *(f"{problem} = {answer}" for problem, answer in problems.items())]]
     rows += [[name[1:], *map(text_of_problem, of_width.values())] for name, of_width in held_out.items()]
-    title = ("Held-out problems at the last evaluation: runs that are right, and the most frequent wrong answer "
-             "(how many runs give it; ? is no number)")
+    title = ("Held-out problems at the last evaluation: runs that are right, and the most frequent wrong "
+             "answer (how many runs give it; ? is no number)")
     return markdown(title, rows) if held_out else None
 
 
@@ -198,4 +199,5 @@ def text_of_problem(cell):
     right = f"{cell['right']} of {cell['total']}"
     if not cell["wrong"]:
         return right
-    return f"{right}, {' or '.join(cell['wrong'])} ({cell['wrong_runs']}{' each' if cell['wrong'][1:] else ''})"
+    each = " each" if len(cell["wrong"]) > 1 else ""
+    return f"{right}, {' or '.join(cell['wrong'])} ({cell['wrong_runs']}{each})"

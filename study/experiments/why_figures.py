@@ -33,7 +33,8 @@ def plot_capacity(by_width):
     label_widths(ax)
     for n, cell in by_width.items():
         values = cell["bits"]["values"]
-        bits.plot(jittered(n, len(values)), values, "o", color=MEMORY, markersize=3, markeredgewidth=0, alpha=0.4)
+        bits.plot(jittered(n, len(values)), values, "o", color=MEMORY, markersize=2.5, markeredgewidth=0,
+                  alpha=0.4)
     bits.plot(list(by_width), [cell["bits"]["quartiles"][1] for cell in by_width.values()], color=MEMORY,
               linewidth=1.2)
     bits.set(ylabel="bits of it that are stored")

@@ -1,4 +1,4 @@
-"""Draw what changes with the width n: accuracy, the map of capacity, the score at equal fit, single problems."""
+"""Draw what changes with the width: accuracy, the map of capacity, the score at equal fit, each problem."""
 
 from itertools import combinations
 
@@ -28,25 +28,22 @@ def plot_accuracy(found, wide=False):
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.0) if wide else (COLUMN, 2.5), layout="constrained")
     last = {n: cell["last"] for n, cell in found["by_width"]["math"].items() if n >= 4}
     tables = {int(n[1:]): cell["table"] for n, cell in found["why"]["capacity"]["by_width"].items()}
-    curves = {  # label in one column, in two, and its place there -> cells, colour and marker
-        ("trained", "trained problems", 6.4, 56, "right"):
-            ({n: of_width["trained"] for n, of_width in last.items()}, TRAINED, "o"),
-        ("held out", "held-out problems", 20.8, 39, "left"):
-            ({n: of_width["held_out"] for n, of_width in last.items()}, HELD_OUT, "s"),
-        ("random table", "random table: no rule to find,\nonly answers to memorize", 25, 88, "left"):
-            (tables, MEMORY, "D"),
-    }
-    for (label, long_label, x, y, side), (cells, color, marker) in curves.items():
+    curves = [({n: of_width["trained"] for n, of_width in last.items()}, "trained", TRAINED, "o"),
+              ({n: of_width["held_out"] for n, of_width in last.items()}, "held out", HELD_OUT, "s"),
+              (tables, "random table", MEMORY, "D")]
+    at_line = ((6.4, 56, "right", "trained problems"), (20.8, 39, "left", "held-out problems"),
+               (25, 88, "left", "random table: no rule to find,\nonly answers to memorize"))
+    for (cells, label, color, marker), (x, y, side, text) in zip(curves, at_line):
         draw_means(ax, cells, label, color, marker)
         if wide and cells:
-            ax.text(x, y, long_label, ha=side, va="center", color=color)
+            ax.text(x, y, text, ha=side, va="center", color=color)
     label_widths(ax)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(ylabel="right at the last evaluation (%)", ylim=(-4, 118), yticks=range(0, 101, 20),
            xlim=(0.94 * min(last), 1.08 * max(last)))
     if found["window"]:
         shade_window(ax, found["window"], list(found["by_width"]["math"]))
-    runs = [len(cell["values"]) for cells, *_ in curves.values() for cell in cells.values()]
+    runs = [len(cell["values"]) for cells, *_ in curves for cell in cells.values()]
     note = f"lines: mean of {min(runs)} to {max(runs)} runs a width; dots: single runs"
     if wide:
         figure.supxlabel(note, fontsize=7)
@@ -58,15 +55,15 @@ def plot_accuracy(found, wide=False):
 def shade_window(ax, window, widths):
     """Shade the widths of window(), to halfway to the next ones, and say what they are."""
     low, high = (widths.index(window[end]) for end in ("low", "high"))
-    ends = [np.sqrt(widths[i] * widths[j]) for i, j in (
-        (low, max(low - 1, 0)), (high, min(high + 1, len(widths) - 1)))]
-    ax.axvspan(*ends, color="0.92", linewidth=0, zorder=0)
-    ax.text(np.sqrt(ends[0] * ends[1]), 111, f"n{window['low']} to n{window['high']}: "
+    left = np.sqrt(widths[low] * widths[max(low - 1, 0)])
+    right = np.sqrt(widths[high] * widths[min(high + 1, len(widths) - 1)])
+    ax.axvspan(left, right, color="0.92", linewidth=0, zorder=0)
+    ax.text(np.sqrt(left * right), 111, f"n{window['low']} to n{window['high']}: "
             f"{window['share']:.0%} or more of the runs generalize", ha="center", va="center", fontsize=6.5)
 
 
 def draw_shares(ax, cells, criterion, what):
-    """Over the width, the share of runs that meet a criterion, with its 95% interval; hollow if of few runs."""
+    """Over the width, the share of runs that meet a criterion, with its 95% interval unless they are FEW."""
     label, color, marker = SCORED[what]
     rates = {n: cell[criterion] for n, cell in cells.items() if cell[criterion]["total"]}
     if not rates:
@@ -76,10 +73,10 @@ def draw_shares(ax, cells, criterion, what):
     few = np.array([rate["total"] < FEW for rate in rates.values()])
     low, high = np.array([rate["interval"] for rate in rates.values()]).T
     errors = [np.where(few, 0, np.maximum(error, 0)) for error in (share - low, high - share)]
-    ax.errorbar(x, share, errors, color=color, ecolor=(color, 0.35), marker=marker, markersize=3, linewidth=0.8,
-                elinewidth=1, label=f"all {label}")
+    ax.errorbar(x, share, errors, color=color, ecolor=(color, 0.35), marker=marker, markersize=3,
+                linewidth=0.8, elinewidth=1, label=f"all {label}")
     ax.plot(x[few], share[few], color=color, marker=marker, markersize=3, markerfacecolor="white",
-            markeredgewidth=0.6, linestyle="none")
+            markeredgewidth=0.6, linestyle="none", zorder=3)
 
 
 def plot_map(found):
@@ -113,13 +110,13 @@ def plot_map(found):
     axes[1, 0].set_ylabel("lowest loss\n(nats per character)")
     artists = {label: artist for ax in axes[0] for artist, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(artists.values(), artists.keys(), loc="outside lower center", ncols=len(artists)).set_title(
-        f"hollow: fewer than {FEW} runs, no interval; dashed: lowest loss that is possible with the text by heart, "
-        "and without the order of its lines", {"size": 7})
+        f"hollow: fewer than {FEW} runs, no interval; dashed: lowest possible loss of a model that knows "
+        "the text by heart, or all but its order", {"size": 7})
     return figure
 
 
 def draw_floors(ax, floors):
-    """The lowest losses that models can have who know the text by heart, or all but the order of its lines."""
+    """The lowest losses of models that know the text by heart, or all of it but the order of the lines."""
     labels = {"by_heart": "by heart", "order_unknown": "order unknown"}
     for name, floor in floors.items():
         ax.axhline(floor["value"], color="0.5", linewidth=0.8, linestyle="--", zorder=1)
@@ -168,12 +165,12 @@ def plot_held_out(found):
 
 
 def plot_pairs(found):
-    """For each pair of digits, the share of runs right without it: sums above the diagonal, differences below.
+    """For each held-out pair, the share of runs right: sums above the diagonal, differences below.
 
     found: by_pair(); a panel for each width.
     """
-    size = (TWO_COLUMNS if len(found) > 1 else COLUMN), 3.4
-    figure, axes = plt.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(found), figsize=(TWO_COLUMNS if len(found) > 1 else COLUMN, 3.4),
+                                squeeze=False, layout="constrained")
     for ax, (width, cell) in zip(axes.flat, found.items()):
         shares = np.full((10, 10), np.nan)
         for a, b in combinations(range(10), 2):

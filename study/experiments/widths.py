@@ -25,7 +25,7 @@ def window(generalizes):
 
 
 def at_fit(cells):
-    """{width: mean held-out score of its runs when they first have FIT of the trained samples, and at the end}.
+    """{width: mean held-out score when its runs first have FIT of the trained samples, and at the end}.
 
     cells: {n: runs}. Runs that never come to FIT do not count, and widths without another run are left out.
     """
