@@ -61,7 +61,10 @@ def fill(line, places):
     def text(match):
         value = places
         for key in match[1].split("."):
-            value = value and value[key]  # a misspelled place is a KeyError
+            if value and (key in value or not re.fullmatch(r"n\d+", key)):
+                value = value[key]  # a misspelled place is a KeyError
+            else:
+                value = None  # no runs, or none of this width
         return text_of(value, match[2] or ",") or ("–" if line.startswith("|") else "no runs yet")
 
     return re.sub(r"\{([\w.]+)(?::([^}]+))?\}", text, line)

@@ -55,7 +55,7 @@ def test_places_without_runs_say_so_and_the_others_are_filled(page):
     pictures = {f"results/{name}.png" for name in drawn(found)}
     assert {path for path in re.findall(r"\((results/\w+\.png)\)", text) if "grid" not in path} <= pictures
     with pytest.raises(KeyError):
-        report.fill("{math.n15.generalizes}", findings({}))
+        report.fill("{math.n14.generalises}", found)
 
 
 def test_a_claim_without_runs_has_no_number():

@@ -60,11 +60,11 @@ def text_of_difference(finding):
 
 
 def text_of_value(finding):
-    """12.5 (12.1 to 13.0), to three digits."""
+    """12.5 (12.1 to 13.0), to three digits, or 12.5% (12.1 to 13.0) if that is its unit."""
     if finding["value"] is None:
         return None
     interval = " ({:.3g} to {:.3g})".format(*finding["interval"]) if finding["interval"] else ""
-    return f"{finding['value']:.3g}{interval}"
+    return f"{finding['value']:.3g}{finding.get('unit', '')}{interval}"
 
 
 def text_of_share(finding):
