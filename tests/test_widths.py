@@ -100,7 +100,7 @@ def test_the_held_out_score_at_equal_fit_falls_with_the_width(published_findings
     for n, about in (("n14", 82), ("n16", 75), ("n18", 62), ("n20", 38), ("n22", 31), ("n24", 14), ("n28", 8),
                      ("n32", 0), ("n56", 1)):
         assert first[n] == pytest.approx(about, abs=1)
-    assert cells_of_row(tables_of(published_findings)["at_fit"], "14")[1] == "99 of 100"
+    assert cells_of_row(tables_of(published_findings)["at_fit"], "n14")[1] == "99 of 100"
 
 
 # Single problems.
@@ -113,8 +113,8 @@ def test_each_held_out_problem_has_its_rate_and_its_usual_errors():
     cell = found["n14"]["5-7"]
     assert (cell["right"], cell["total"], cell["wrong"], cell["wrong_runs"]) == (1, 3, ["-1"], 2)
     table = tables_of(findings(runs))["held_out"]
-    assert cells_of_row(table, "14") == ["14", "3 of 3", "3 of 3", "1 of 3, -1 (2)", "3 of 3"]
-    assert cells_of_row(table, "20") == ["20", "1 of 2, 13 (1)", "1 of 2, 13 (1)", "0 of 2, -1 (2)",
+    assert cells_of_row(table, "n14") == ["n14", "3 of 3", "3 of 3", "1 of 3, -1 (2)", "3 of 3"]
+    assert cells_of_row(table, "n20") == ["n20", "1 of 2, 13 (1)", "1 of 2, 13 (1)", "0 of 2, -1 (2)",
                                          "1 of 2, 3 (1)"]
 
 

@@ -179,7 +179,7 @@ def table_at_fit(at_fit):
              "at the last evaluation, mean %"]]
     for name, cell in at_fit.items():
         scores = (text_of(cell[when]) or "–" for when in ("first", "last"))
-        rows.append([name[1:], f"{cell['fitted']['right']} of {cell['fitted']['total']}", *scores])
+        rows.append([name, f"{cell['fitted']['right']} of {cell['fitted']['total']}", *scores])
     title = f"Held-out score of the runs that have {FIT:.0%} of the trained problems right at some evaluation"
     return markdown(title, rows) if at_fit else None
 
@@ -188,7 +188,7 @@ def table_of_held_out(held_out):
     """Each held-out problem by width, with the usual error; None without runs."""
     problems = problems_of(HELD_OUT)
     rows = [["n", *(f"{problem} = {answer}" for problem, answer in problems.items())]]
-    rows += [[name[1:], *map(text_of_problem, of_width.values())] for name, of_width in held_out.items()]
+    rows += [[name, *map(text_of_problem, of_width.values())] for name, of_width in held_out.items()]
     title = ("Held-out problems at the last evaluation: runs that are right, and the most frequent wrong "
              "answer (how many runs give it; ? is no number)")
     return markdown(title, rows) if held_out else None
