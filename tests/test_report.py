@@ -22,7 +22,7 @@ PART = a_run((0, 0, 0, None, 0, 2.8), (6000, 980, 970, None, 0, 0.6), max_iters=
 
 def test_a_cell_has_the_papers_number_ours_and_that_of_the_seeds():
     table = tables_of(findings(RUNS))["table_2"]
-    assert cells_of_row(table, "n14") == ["n14", "3", "100 / 100 / 100", "100 / 100 / 100", "40 / 40 / 40",
+    assert cells_of_row(table, "n14") == ["n14", "3", "100 / 100 / 100", "100 / 100 / 100", "4 / 4 / 4",
                                           "3 of 3 (100%, 44 to 100)", "1 of 3 (33%, 6 to 79)", "67%"]
     assert cells_of_row(table, "n56")[1:] == ["0", *["98 / – / –"] * 2, "0 / – / –", *["–"] * 3]
 
@@ -119,6 +119,7 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert found["weight_decay"]["n14"]["at_best"]["interval"][1] < 0
     assert found["smallest"]["widths"] == ["n10", "n11", "n12", "n13", "n14"]
     assert found["smallest"]["paper_seed"] == ["n13"]
+    assert [found["paper_seed"]["math"][n]["held_out"]["right"] for n in ("n14", "n14_wd")] == [30, 30]
     # the window
     assert (found["window"]["low"], found["window"]["high"]) == (10, 16)
     scores = {n: cell["score"]["value"] for n, cell in found["by_width"]["math"].items()}

@@ -148,15 +148,15 @@ def test_runs_of_the_paper_alone_are_no_experiment_on_why():
 
 
 def test_what_the_page_says_in_words_is_what_the_published_tables_give():
-    capacity = why(published_runs(ROOT / "results"))["capacity"]
+    found = why(published_runs(ROOT / "results"))
+    capacity, times, best = found["capacity"], found["times"], found["best_rate"]
     table, held_out = ({int(n[1:]): cell[what]["mean"] for n, cell in capacity["by_width"].items()}
                        for what in ("table", "held_out"))
-    best = sorted(held_out, key=held_out.get)[-3:]
-    assert sorted(best) == [10, 12, 14] and all(33 < table[n] < 68 for n in best)
+    highest = sorted(held_out, key=held_out.get)[-3:]
+    assert sorted(highest) == [10, 12, 14] and all(33 < table[n] < 68 for n in highest)
     assert all(held_out[n] < 8 for n in table if table[n] > 99) and table[24] > 99
     low, high = capacity["ratio"]["interval"]
     assert low < 1.5 < high and capacity["ratio"]["value"] > 1.4
-    times = why(published_runs(ROOT / "results"))["times"]
     for n in (14, 16, 18, 20):
         held = times[f"n{n}"]["held_out"]["median"]
         assert held and held < (times[f"n{n}"]["random"]["median"] or 30_000)
@@ -164,6 +164,8 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
         of = times[f"n{n}"]
         assert of["random"]["median"] <= 3250 and of["random"]["median"] <= 1.7 * of["trained"]["median"]
         assert of["held_out"]["median"] is None and of["held_out"]["right"] <= of["held_out"]["total"] / 10
+    assert best["rate"] == 0.001 and 20 < best["held_out"]["mean"] < 25 and best["runs"] == 20
+    assert best["generalizes"]["right"] == 0 and best["against"]["interval"][0] > 0 and best["against"]["p"] < 0.05
     arcs = {name: cell["circle"]["mean"] for name, cell in embeddings_of(ROOT / "results").items()}
     chance = embeddings_of(ROOT / "results")["n28 at 30,000"]["circle_chance"]["mean"]
     assert min(arcs["n14 with the rule"], arcs["n14 without"], arcs["n28 at 1,750"]) > 70

@@ -16,6 +16,7 @@ A share leaves out the runs that the question is not defined for. Without runs, 
 
 import numpy as np
 
+from study.scoring import NUM_SAMPLES
 from study.experiments.results import best_evaluation, late_evaluations, right_and_total
 from study.experiments.statistics import (
     bootstrap, difference, fisher_exact, holm, mcnemar_exact, mean_interval, paired_difference, paired_p,
@@ -165,7 +166,7 @@ def corrected(tests):
 
 
 def spread(what, values, unit):
-    """unit: %, samples, or nats per character."""
+    """unit: %, problems, bits, bits a parameter, or nats per character."""
     return {"what": what, "values": values, "unit": unit, "quartiles": quartiles(values) if values else None}
 
 
@@ -189,9 +190,9 @@ def span(what, values):
 
 
 def scores_at_best(runs, what):
-    """What each run has right at its best evaluation: samples if they are held out, else percent."""
+    """What each run has right at its best evaluation: problems if they are held out, else percent."""
     scores = [right_and_total(run.results, what, best_evaluation(run.results)) for run in runs]
-    return [float(right if what == "held_out" else 100 * right / total) for right, total in scores if total]
+    return [float(right / NUM_SAMPLES if what == "held_out" else 100 * right / total) for right, total in scores if total]
 
 
 def percents_at_last(runs, what):
@@ -208,7 +209,7 @@ def of_cell(what, runs):
         "score": score(what, [[run] for run in runs]),
         **{criterion: rate_of(what, runs, criterion) for criterion in CRITERIA},
         "best": {column: spread(f"{what}: {column} at the best evaluation", scores_at_best(runs, column),
-                                "samples" if column == "held_out" else "%") for column in SCORED},
+                                "problems" if column == "held_out" else "%") for column in SCORED},
         "last": {column: mean(f"{what}: percent of {column} at the last evaluation",
                               percents_at_last(runs, column)) for column in SCORED},
         "late": {"what": f"{what}: mean share of late evaluations with all held-out samples right",

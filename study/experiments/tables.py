@@ -1,5 +1,6 @@
 """The study's tables as Markdown: the paper's number, that of our run with its seed, and many seeds."""
 
+from study.scoring import NUM_SAMPLES
 from study.tasks import GROUPS, HELD_OUT
 from study.experiments.problems import problems_of
 from study.experiments.results import (
@@ -115,18 +116,20 @@ def tables_of(found):
 def seeds_table(found, grid, suffix):
     """A table of the paper with, in each cell, the paper's number, our run with its seed, and many seeds."""
     titles, columns, _ = TABLES[grid]
-    heading = ["model", "seeds", *(f"{HEADINGS[column]}, %" if column in HEADINGS else f"({HELD_OUT}), of 40"
+    heading = ["model", "seeds", *(f"{HEADINGS[column]}, %" if column in HEADINGS else f"({HELD_OUT}), of 4"
                                    for column in columns)]
     if "held_out" in columns:
-        heading += ["all 40 at the best evaluation", "all 40 at the last: generalizes",
-                    "late evaluations with all 40, mean"]
+        heading += ["all 4 at the best evaluation", "all 4 at the last: generalizes",
+                    "late evaluations with all 4, mean"]
     rows = [heading]
     for panel in SIZES:
         cell, one = (part[GRIDS[grid]][panel + suffix] for part in (found, found["paper_seed"]))
         _, *theirs = of_the_paper(grid, panel, suffix)
         row = [panel, str(cell["runs"])]
         for column, their in zip(columns, theirs):
-            their = their if their == "–" else number(float(their.rstrip("%").split("/")[0]))
+            if their != "–":
+                right = float(their.rstrip("%").split("/")[0])
+                their = number(right / NUM_SAMPLES if column == "held_out" else right)
             row.append(f"{their} / {score_of_one(one, column)} / {text_of(cell['best'][column]) or '–'}")
         if "held_out" in columns:
             row += [text_of(cell[name]) or "–" for name in ("at_best", "generalizes", "late")]
@@ -137,11 +140,12 @@ def seeds_table(found, grid, suffix):
 
 
 def score_of_one(scores, column):
-    """One run's score: held-out samples as their number, others in percent."""
+    """One run's score: held-out problems as their number, others in percent."""
     if not scores or not scores[column]["total"]:
         return "–"
     score = scores[column]
-    value = score["right"] if column == "held_out" else 100 * score["right"] / score["total"]
+    value = (score["right"] / NUM_SAMPLES if column == "held_out" else
+             100 * score["right"] / score["total"])
     return number(value) + progress(score)
 
 
@@ -163,7 +167,7 @@ def table_by_width(by_width):
 
 def table_of_pairs(pairs):
     """n14 with other pairs held out, and the paper's beside them; None without runs of other pairs."""
-    rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 40 at the best evaluation",
+    rows = [["held-out pair", "generalizes", "against the paper's pair, p", "all 4 at the best evaluation",
              "all trained problems at the last"]]
     for pair, cell in [*pairs["cells"].items(), (f"{HELD_OUT} (the paper's)", pairs["paper"])]:
         p = pairs["against_paper"][pair]["p"] if pair in pairs["against_paper"] else None

@@ -84,8 +84,11 @@ def plot_tables(found):
 
 
 def plot_rates(found):
-    """Held-out score over the largest learning rate, for each width."""
+    """Held-out score over the largest learning rate, for each width; a rate needs three runs to be drawn."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    found = {name: {key: cell for key, cell in cells.items() if cell["runs"] > 2}
+             for name, cells in found.items()}
+    found = {name: cells for name, cells in found.items() if len(cells) > 1}
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
     for (name, cells), color, marker in zip(found.items(), colors, "os^Dv"):
         draw_means(ax, {cell["rate"]: cell["held_out"] for cell in cells.values()}, name, color, marker)
