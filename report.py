@@ -47,17 +47,20 @@ FIGURES = {  # of plot_experiment.py
 
 def report(found, root, page):
     """A page with findings(); root: the folder of the tables and figures, as seen from it."""
-    figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else None
+    figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else ""
                for name, title in FIGURES.items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
     places = found | {"root": root, "figures": figures, "tables": tables}
     template = (ROOT / "docs" / f"{page}_template.md").read_text(encoding="utf-8")
-    lines = [fill(line, places) for line in template.splitlines()]
-    return wrapped("\n".join(lines)) + "\n"
+    text = "\n".join(fill(line, places) for line in template.splitlines())
+    return wrapped(re.sub(r"\n{3,}", "\n\n", text)) + "\n"  # where a figure is not drawn
 
 
 def fill(line, places):
-    """A line of the template with its places filled: {mlt.begun}, or {lacking.median:g} with a format."""
+    """A line of the template with its places filled: {mlt.begun}, or {lacking.median:g} with a format.
+
+    A place without runs becomes "no runs yet", in a table a dash. Raises KeyError if there is no such place.
+    """
     def text(match):
         value = places
         for key in match[1].split("."):
@@ -65,9 +68,11 @@ def fill(line, places):
                 value = value[key]  # a misspelled place is a KeyError
             else:
                 value = None  # no runs, or none of this width
+        if value == "":
+            return ""
         return text_of(value, match[2] or ",") or ("–" if line.startswith("|") else "no runs yet")
 
-    return re.sub(r"\{([\w.]+)(?::([^}]+))?\}", text, line)
+    return re.sub(r"\{([\w.+-]+)(?::([^}]+))?\}", text, line)
 
 
 def with_table(readme, page):

@@ -23,7 +23,7 @@ from study.experiments.statistics import (
     quartiles, wilson,
 )
 
-MARGIN = 0.1  # two settings are equal if the interval of their difference in score lies within it
+MARGIN = 0.1  # settings are equivalent if the interval of their difference in score lies within it
 SCORED = ("add", "sub", "facts", "combined", "held_out", "trained")  # what right_and_total() counts
 
 
@@ -136,15 +136,20 @@ def paired_rates(what, ours, theirs, criterion):
 
 
 def paired_scores(what, ours, theirs):
-    """The mean difference in held-out score of {seed: Run}s at the last evaluation, on the seeds of both."""
+    """The mean difference in held-out score of {seed: Run}s at the last evaluation, on the seeds of both.
+
+    ours, theirs: the mean percents themselves, on these seeds.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
-    finding = no_difference(what, "paired permutation test") | {"seeds": len(seeds)}
+    finding = no_difference(what, "paired permutation test") | {"seeds": len(seeds), "ours": None,
+                                                                "theirs": None}
     if not seeds:
         return finding
     a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
             for runs in (ours, theirs))
     interval = bootstrap(lambda groups: groups[0].mean(), [a - b]) if len(seeds) > 2 else None
-    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval}
+    return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval,
+                      "ours": float(100 * a.mean()), "theirs": float(100 * b.mean())}
 
 
 def verdict(difference):
@@ -153,7 +158,7 @@ def verdict(difference):
         return None
     low, high = difference["interval"]
     if -MARGIN < low and high < MARGIN:
-        return "equal"
+        return "equivalent"
     return "different" if low > 0 or high < 0 else "cannot tell"
 
 

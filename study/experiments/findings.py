@@ -85,7 +85,7 @@ def against(what, ours, theirs):
     """How {seed: Run}s differ on the seeds that both have: in score, and in shares of runs."""
     change = paired_scores(f"{what}: held-out score", ours, theirs)
     return {"score": change, "verdict": verdict(change)} | {
-        criterion: paired_rates(what, ours, theirs, criterion) for criterion in ("generalizes", "at_best")}
+        criterion: paired_rates(what, ours, theirs, criterion) for criterion in ("generalizes", "at_best", "always_late")}
 
 
 def of_all(runs, every):

@@ -173,7 +173,7 @@ def table_of_pairs(pairs):
         p = pairs["against_paper"][pair]["p"] if pair in pairs["against_paper"] else None
         rates = [text_of(cell[name]) or "–" for name in ("generalizes", "at_best", "trained")]
         rows.append([pair, rates[0], text_of(p, ".2g") or "–", *rates[1:]])
-    title = "Held-out pairs (p of Fisher's exact test, each for itself)"
+    title = "Held-out pairs (p of Fisher's exact test with Holm's correction)"
     return markdown(title, rows) if pairs["cells"] else None
 
 

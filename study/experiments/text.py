@@ -48,12 +48,10 @@ def text_of_rate(finding):
 
 def text_of_difference(finding):
     """-10 points (-33 to +14; Fisher's exact test p = 0.59)."""
-    if finding["difference"] is None:
+    if finding["interval"] is None:  # no runs, or too few to tell how sure it is
         return None
     points = 100 * finding["difference"]
     points = f"{points:+.1f}" if 0 < abs(points) < 1 else f"{points:+.0f}"
-    if finding["interval"] is None:
-        return f"{points} points"
     low, high = (100 * bound for bound in finding["interval"])
     test = "" if finding["p"] is None else f"; {finding['test']} p = {finding['p']:.2g}"
     return f"{points} points ({low:+.0f} to {high:+.0f}{test})"

@@ -2,7 +2,7 @@
 
 import math
 
-from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of
+from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of, score
 from study.experiments.results import right_and_total
 from study.experiments.select import seeds_of
 
@@ -35,6 +35,7 @@ def rates(runs):
                              for rate, cell in of_rate.items() if rate != 0.01})
         found[f"n{n}"] = {key_of(rate): {
             "rate": rate, "runs": len(cell), "against": against.get(rate),
+            "score": score(f"n{n} at {rate:g}", [[run] for run in cell.values()]),
             **{what: mean(f"n{n} at {rate:g}: percent of {what}", percents_at_last(cell.values(), what))
                for what in ("held_out", "trained")},
             "generalizes": rate_of(f"n{n} at {rate:g}", cell.values(), "generalizes"),

@@ -46,11 +46,11 @@ def sizes(found):
 
 
 def rates(found):
-    heading = ["n", "largest rate", "runs", "held out, mean %", "trained, mean %", "generalize",
+    heading = ["n", "largest rate", "runs", "held-out score", "trained, mean %", "generalize",
                "held out, minus that at 0.01"]
     return table("Learning rates, at the last evaluation", heading, [
         [n, f"{cell['rate']:g}",
-         *(cell[key] for key in ("runs", "held_out", "trained", "generalizes", "against"))]
+         *(cell[key] for key in ("runs", "score", "trained", "generalizes", "against"))]
         for n, cells in found.items() for cell in cells.values()])
 
 
