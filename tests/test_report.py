@@ -14,6 +14,7 @@ from study.experiments.tables import tables_of
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 RESULTS = ROOT / "results"
+README = " ".join((ROOT / "README.md").read_text().split())
 PART = a_run((0, 0, 0, None, 0, 2.8), (6000, 980, 970, None, 0, 0.6), max_iters="30000")
 
 
@@ -145,6 +146,8 @@ def test_the_mlt_behaves_as_in_the_paper_as_far_as_it_has_come(published):
     assert all_right(alone, "trained") and right_and_total(alone, "held_out")[0] == 0
     assert facts["facts_correct"][-1] == both["facts_correct"][-1] == 500
     assert both["held_out_correct"][-1] == runs["math_mini_mlt"].results["held_out_correct"][-1] == 0
+    begun = [int(run.results["iter"][-1]) for name, run in runs.items() if name.endswith(("_mlt", "_mlt_wd"))]
+    assert len(begun) == 5 and f"{min(begun):,} to {max(begun):,} of 30,000 iterations" in README
 
 
 def test_pages_of_another_folder_link_to_the_figures_there(call, in_tmp, published):
