@@ -1,7 +1,7 @@
 """Writes RESULTS.md and the pages of docs/ with numbers: templates filled with what the tables show.
 
-    python report.py                                       (and the README's table of the claims)
-    python report.py --root_dir=again --out_dir=again      (of other tables, into another folder)
+    python report.py                       (and the README's table of the claims)
+    python report.py --root_dir=again      (of other tables, into their folder)
 """
 
 import os
@@ -19,7 +19,7 @@ from study.experiments.why_tables import tables_of_why
 from study.settings import run_script
 
 root_dir = "results"  # folder of the experiments' tables
-out_dir = "."  # folder of the pages; the table of the claims in a README.md there is brought up to date too
+out_dir = ""  # folder of the pages; this one for results, else root_dir. A README.md there gets its table
 
 PAGES = {"results": "RESULTS.md", "tables": "docs/tables.md", "why": "docs/why.md",
          "figures": "docs/figures.md"}  # of docs/<key>_template.md
@@ -86,7 +86,8 @@ def with_table(readme, page):
 
 
 def main(cfg):
-    root, out = Path(cfg.root_dir), Path(cfg.out_dir)
+    root = Path(cfg.root_dir)
+    out = Path(cfg.out_dir or ("." if cfg.root_dir == "results" else cfg.root_dir))
     runs = published_runs(root)
     if not runs:
         raise StudyError(f"{cfg.root_dir} holds no runs: "

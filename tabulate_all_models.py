@@ -3,7 +3,7 @@
     python tabulate_all_models.py --root_dir results                (paper, tables 2 to 4; section 3.2)
     python tabulate_all_models.py --root_dir results --suffix _wd   (controlled regularization, tables 5 to 7)
 
-RESULTS.md has the same tables with many seeds.
+docs/tables.md has the same tables with many seeds.
 """
 
 from study.experiments.results import find_runs

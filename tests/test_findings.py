@@ -227,7 +227,7 @@ def test_a_share_that_is_neither_none_nor_all_does_not_read_so():
     assert {value: text_of_mean(value) for value in means} == means
     one = rate("one", [True] + [False] * 199)
     assert text_of(one) == "1 of 200 (0.5%, 0 to 3)"
-    assert text_of(compared(rate("none", [False] * 60), one)).startswith("-0.5 points (-3 to ")
+    assert text_of(compared(rate("none", [False] * 60), one)).startswith("-0.5 points (-2.8 to ")
 
 
 def test_what_there_are_no_runs_for_has_no_text():

@@ -75,7 +75,7 @@ def findings(runs, unfinished=None):
         "by_pair": by_pair(runs),
         "floors": floors(),
         "orders": orders(runs, math["n14"]),
-        "pairs": pairs(runs, found["math"]["n14"]),
+        "pairs": pairs(runs, math["n14"], found["math"]["n14"]),
         "steps": steps(runs),
         "why": why(runs),
     }
@@ -101,6 +101,7 @@ def of_all(runs, every):
         "evaluations": span("evaluations of a run", [len(its) for its in iterations]),
         "late_evaluations": span("late evaluations of a run", [(its >= LATE).sum() for its in iterations]),
         "late_from": LATE, "margin": round(100 * MARGIN),
+        "core_hours": sum(float(run.info.get("seconds") or 0) for run in runs.values()) / 3600,
         "most_params": max((int(run.info["num_params"]) for run in runs.values()), default=None),
     }
 
@@ -199,17 +200,22 @@ def variance(table):
     return found | {"by_chance": parts("chance alone", (order, seed, 1 - order - seed), (None, None, None))}
 
 
-def pairs(runs, paper):
-    """n14 with other pairs of digits held out; paper: its cell with the paper's pair."""
+def pairs(runs, paper_runs, paper):
+    """n14 with other pairs of digits held out; paper: its cell with the paper's pair, of {seed: Run}s."""
     by_pair = seeds_by("held_out", runs, "math_mini_14")
     by_pair = {pair: cell for pair, cell in by_pair.items() if pair.count(",") == 1 and pair != HELD_OUT}
     cells = {pair: of_cell(f"n14 without {pair}", of_pair) for pair, of_pair in by_pair.items()}
+    scored = {pair: cell["score"] for pair, cell in cells.items() if cell["score"]["value"] is not None}
+    most = max(map(len, by_pair.values()), default=0)
     against_paper = corrected({pair: compared(cell["generalizes"], paper["generalizes"])
                                for pair, cell in cells.items()})
     tests = [test for test in against_paper.values() if test["p"] is not None]
     differing = [test["difference"] for test in tests if test["p"] < 0.05]
     return {
         "cells": cells, "paper": paper, "against_paper": against_paper, "tests": len(tests),
+        "paper_of_same_seeds": rate_of("n14 without 5,7, the seeds of the other pairs", [
+            run for seed, run in paper_runs.items() if seed <= most], "generalizes"),
+        "lowest": {pair: scored[pair] for pair in sorted(scored, key=lambda pair: scored[pair]["value"])[:2]},
         "rarer": sum(change < 0 for change in differing),
         "more_frequent": sum(change > 0 for change in differing),
         "apart": {criterion: apart(by_pair, criterion) for criterion in ("generalizes", "at_best")},

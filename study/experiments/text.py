@@ -51,10 +51,9 @@ def text_of_difference(finding):
     if finding["interval"] is None:  # no runs, or too few to tell how sure it is
         return None
     points = 100 * finding["difference"]
-    points = f"{points:+.1f}" if 0 < abs(points) < 1 else f"{points:+.0f}"
     low, high = (100 * bound for bound in finding["interval"])
     test = "" if finding["p"] is None else f"; {finding['test']} p = {finding['p']:.2g}"
-    return f"{points} points ({low:+.0f} to {high:+.0f}{test})"
+    return f"{signed(points)} points ({signed(low)} to {signed(high)}{test})"
 
 
 def text_of_value(finding):
@@ -98,6 +97,11 @@ def progress(finding):
 def number(value, digits=1):
     """Without zeros that tell nothing: 99.0 is 99, 98.43 is 98.4."""
     return f"{value:.{digits}f}".removesuffix("." + digits * "0")
+
+
+def signed(points):
+    """With its sign: -2.9, +10."""
+    return f"{round(points, 1) + 0:+.1f}".removesuffix(".0")  # + 0 makes -0.0 positive
 
 
 def percent(right, total):
