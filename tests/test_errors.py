@@ -136,9 +136,10 @@ MISTAKES = [
     (MATH, "--out_dir=run --plot=grid", None, ["plot='grid'", ".png or .pdf"]),
     (MATH, "--out_dir=run --plot=nowhere/grid.png", None, ["plot='nowhere/grid.png'", "folder"]),
     (REPORT, "--root_dir=data", None, ["data holds no runs", "experiments/seeds.py"]),
-    (REPORT, f"--root_dir={ROOT}/results --readme=nowhere.md", None, ["cannot read nowhere.md"]),
-    (REPORT, f"--root_dir={ROOT}/results --readme=mine.md", write("mine.md", b"mine"),
-     ["mine.md has no table"]),
+    (REPORT, f"--root_dir={ROOT}/results --out_dir=run/run.json", None, ["cannot make", "run/run.json"]),
+    (REPORT, f"--root_dir={ROOT}/results --out_dir=.", write("README.md", b"\xff"), ["cannot read README.md"]),
+    (REPORT, f"--root_dir={ROOT}/results --out_dir=.", write("README.md", b"mine"),
+     ["README.md has no table"]),
     (EXPERIMENT, "mine.py --root_dir=run/run.json", write("mine.py", b"runs = [{'config': 'math_mini_14'}]"),
      ["run/run.json", "cannot make"]),
 
