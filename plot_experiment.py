@@ -1,4 +1,4 @@
-"""Draws what many runs show: curves with their spread, the map of capacity, the answers to held-out problems.
+"""Draw what many runs show: curves with their spread, the map of capacity, the answers to held-out problems.
 
     python plot_experiment.py                    (from the tables in results/, into it)
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from study import StudyError
+from study.scoring import NUM_SAMPLES
 from study.experiments.figures import (
-    CURVES, TWO_COLUMNS, draw_nothing, label_iterations, plt, save_figure,
+    CURVES, TWO_COLUMNS, draw_cells, draw_nothing, label_iterations, plt, save_figure,
 )
 from study.experiments.findings import drawn, findings
 from study.experiments.results import published_runs
@@ -82,16 +83,11 @@ def count_of_runs(count):
 
 def plot_orders(found):
     """How many held-out problems n14 has right at the end, for each order of the lines and each seed."""
-    right = {key: samples / 10 for key, samples in found["orders"]["held_out_right"].items()}
+    right = {key: samples / NUM_SAMPLES for key, samples in found["orders"]["held_out_right"].items()}
     orders, of_seeds = (sorted({key[i] for key in right}) for i in (0, 1))
     table = np.array([[right.get((order, seed), np.nan) for order in orders] for seed in of_seeds])
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
-    ax.set_facecolor("0.85")  # where a run is missing
-    image = ax.imshow(table, cmap="Purples", vmin=0, vmax=4, aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        if not np.isnan(value):
-            color = "white" if value > 2.5 else "black"
-            ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color=color)
+    image = draw_cells(ax, table, most=4, text="{:g}")
     ax.set_xticks(range(len(orders)), orders)
     ax.set_yticks(range(len(of_seeds)), of_seeds)
     missing = " (grey: not run yet)" if np.isnan(table).any() else ""

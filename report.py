@@ -1,4 +1,4 @@
-"""Writes RESULTS.md and the pages of docs/ with numbers: templates filled with what the tables show.
+"""Write RESULTS.md and the pages of docs/ with numbers: templates filled with what the tables show.
 
     python report.py                       (and the README's table of the claims)
     python report.py --root_dir=again      (of other tables, into their folder)
@@ -45,27 +45,28 @@ FIGURES = {  # of plot_experiment.py
 }
 
 
-def report(found, root, page):
-    """A page with findings(); root: the folder of the tables and figures, as seen from it."""
-    figures = {name: f"![{title}]({root}/{name}.png)" if name in drawn(found) else ""
+def report(found, root, repo, page):
+    """A page with findings(); root, repo: folders of the figures and of the repository, as seen from it."""
+    names = drawn(found)
+    figures = {name: f"![{title}]({root}/{name}.png)" if name in names else ""
                for name, title in FIGURES.items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
-    places = found | {"root": root, "figures": figures, "tables": tables}
+    values = found | {"root": root, "repo": repo, "figures": figures, "tables": tables}
     template = (ROOT / "docs" / f"{page}_template.md").read_text(encoding="utf-8")
-    text = "\n".join(fill(line, places) for line in template.splitlines())
+    text = "\n".join(fill(line, values) for line in template.splitlines())
     return wrapped(re.sub(r"\n{3,}", "\n\n", text)) + "\n"  # where a figure is not drawn
 
 
-def fill(line, places):
-    """A line of the template with its places filled: {mlt.begun}, or {lacking.median:g} with a format.
+def fill(line, values):
+    """A line of the template with its placeholders filled: {mlt.begun}, or {lacking.median:g} with a format.
 
-    A place without runs becomes "no runs yet", in a table a dash. Raises KeyError if there is no such place.
+    A placeholder without runs becomes "no runs yet", in a table a dash. Raises KeyError for an unknown one.
     """
     def text(match):
-        value = places
+        value = values
         for key in match[1].split("."):
             if value and (key in value or not re.fullmatch(r"n\d+", key)):
-                value = value[key]  # a misspelled place is a KeyError
+                value = value[key]  # a misspelled key is a KeyError
             else:
                 value = None  # no runs, or none of this width
         if value == "":
@@ -87,7 +88,7 @@ def with_table(readme, page):
 
 def main(cfg):
     root = Path(cfg.root_dir)
-    out = Path(cfg.out_dir or ("." if cfg.root_dir == "results" else cfg.root_dir))
+    out = Path(cfg.out_dir or ("." if root == Path("results") else root))
     runs = published_runs(root)
     if not runs:
         raise StudyError(f"{cfg.root_dir} holds no runs: "
@@ -96,8 +97,8 @@ def main(cfg):
     found = findings(runs, unfinished)
     found["why"]["embeddings"] = embeddings_of(root)
     paths = {page: out / path for page, path in PAGES.items()}
-    pages = {page: report(found, Path(os.path.relpath(root, path.parent)).as_posix(), page)
-             for page, path in paths.items()}
+    pages = {page: report(found, *(Path(os.path.relpath(folder, path.parent)).as_posix()
+                                   for folder in (root, ".")), page) for page, path in paths.items()}
     files = {paths[page]: text for page, text in pages.items()}
     readme = out / "README.md"
     if readme.exists():

@@ -9,7 +9,7 @@
 # The smallest rate is always a hundredth of the largest. experiments/seeds.py and map.py have the rate 1e-2.
 #
 # Then weight decay 0.1, 1 and 3 with each rate, n14, n20, n28 and n56. Written before those runs were looked
-# at, but after some without weight decay: n28 at 1e-3 had 26.2% over 12 runs. Pilots at 1e-2, nine runs of n28
+# at, but after some without weight decay: n28 at 1e-3 had 26.2% over 12 runs. Pilots at 1e-2, nine of n28
 # with weight decay 0.3, 1 and 3 and four of n56 with 1 and 3, had at most 10 of 40.
 # Primary outcome: the same.
 # Question: does some pair of rate and weight decay make n28 or n56 generalize? Prediction: from the rate 3e-3

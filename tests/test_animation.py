@@ -102,7 +102,8 @@ def test_the_published_picture_has_every_frame_and_is_small():
     assert len(frames) == len(animate_answers.FRAMES)
     assert 10_000 <= sum(durations) <= 20_000 and durations[-1] >= 2_000
     assert path.stat().st_size <= 2**20
-    assert Image.open(path).info["loop"] == 0  # for ever
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0  # for ever
 
 
 def test_a_folder_that_is_missing_is_noticed_before_anything_is_trained(call, in_tmp):

@@ -1,4 +1,4 @@
-"""Commands of README.md and docs/ print what the pages show; their steps add a model size, a dataset, a task."""
+"""Commands of README.md and docs/ print what the pages show; docs/code.md adds a size, a dataset, a task."""
 
 import ast
 import re

@@ -4,11 +4,11 @@ import re
 
 import pytest
 from conftest import ROOT, cells_of_row
-from made_up import MEMORY, PASSING, RUNS, WHOLE, a_run, seeds
+from made_up import PASSING, RUNS, a_run, seeds
 
 import report
 from study.experiments.findings import drawn, findings
-from study.experiments.results import NEEDED, all_right, published_runs, read_runs, right_and_total
+from study.experiments.results import NEEDED, published_runs, read_runs, right_and_total
 from study.experiments.runs import write_tables
 from study.experiments.tables import tables_of
 
@@ -40,7 +40,7 @@ def test_a_run_that_is_not_complete_says_so_in_its_cells_and_is_no_seed():
 
 
 def test_tables_have_a_row_for_each_width_and_pair():
-    text = report.report(findings(RUNS), "results", "tables")
+    text = report.report(findings(RUNS), "results", ".", "tables")
     assert cells_of_row(text, "14") == ["14", "100", "83.3", "3 of 3", "1 of 3", "3 of 3", *["–"] * 4]
     assert cells_of_row(text, "1,3")[1] == "0%" and cells_of_row(text, "1,3")[2].startswith("0 of 1")
     assert cells_of_row(text, "5,7 (the paper's)")[2:4] == ["1 of 3 (33%, 6 to 79)", "–"]
@@ -51,7 +51,7 @@ def test_tables_have_a_row_for_each_width_and_pair():
 @pytest.mark.parametrize("page", report.PAGES)
 def test_places_without_runs_say_so_and_the_others_are_filled(page):
     found = findings(seeds(PASSING, "math_mini_14", [1]))
-    text = report.report(found, "results", page)
+    text = report.report(found, "results", ".", page)
     assert not re.search(r"\{[\w.]+", text) and ("no runs yet" in text or page == "figures")
     pictures = {f"results/{name}.png" for name in drawn(found)}
     assert {path for path in re.findall(r"\((results/\w+\.png)\)", text) if "grid" not in path} <= pictures
@@ -60,14 +60,14 @@ def test_places_without_runs_say_so_and_the_others_are_filled(page):
 
 
 def test_a_claim_without_runs_has_no_number():
-    text = report.report(findings(seeds(PASSING, "math_mini_14", [1])), "results", "tables")
+    text = report.report(findings(seeds(PASSING, "math_mini_14", [1])), "results", ".", "tables")
     assert cells_of_row(text, "both")[1:] == ["n14", "no", "–", "–", "–", "–"]
 
 
 def test_runs_that_end_early_are_reported():
     short = a_run((0, 0, 0, None, 0, 2.8), (500, 1000, 1000, None, 40, 0.8))
     runs = {name: short._replace(info=run.info) for name, run in RUNS.items()}
-    tables, results = (report.report(findings(runs), "results", page) for page in ("tables", "results"))
+    tables, results = (report.report(findings(runs), "results", ".", page) for page in ("tables", "results"))
     assert cells_of_row(tables, "n14")[-1] == "–" and cells_of_row(tables, "PyTorch, float32")[-2] == "–"
     assert "at iteration 500" in results and "30,000" not in results
 
@@ -115,7 +115,7 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert found["most_capitals_n14"] < 1 / 3
     assert all(facts[n]["last"]["facts"]["mean"] > 97 for n in ("n28", "n56"))
     assert all(both[n]["generalizes"]["right"] == 0 for n in both)
-    assert {both[n]["runs"] for n in ("n14", "n28", "n56")} == {10} and both["n14"]["last"]["trained"]["mean"] < 30
+    assert both["n14"]["last"]["trained"]["mean"] < 30
     assert found["weight_decay"]["n14"]["verdict"] == "equivalent"
     assert found["weight_decay"]["n14"]["at_best"]["interval"][1] < 0
     assert found["smallest"]["widths"] == ["n10", "n11", "n12", "n13", "n14"]
@@ -125,17 +125,20 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert (found["window"]["low"], found["window"]["high"]) == (10, 16)
     scores = {n: cell["score"]["value"] for n, cell in found["by_width"]["math"].items()}
     assert all(scores[n] < 1 for n in scores if n <= 5) and scores[7] > 40
-    assert sorted(scores, key=scores.get)[-3:] == sorted((12, 13, 11), key=scores.get)
+    assert set(sorted(scores, key=scores.get)[-4:]) == {11, 12, 13, 14}
     assert all(scores[n] < 8 for n in scores if n >= 24) and scores[22] > 20
     # equal fit
     fit = {n: (cell["first"]["mean"], cell["last"]["mean"]) for n, cell in found["at_fit"].items()}
     assert fit["n14"][0] > 75 and abs(fit["n14"][0] - fit["n14"][1]) < 2 and fit["n28"][0] < 10
-    assert all(4 < fit[n][0] - fit[n][1] < 11.5 for n in ("n16", "n18", "n20", "n22", "n24"))
+    assert all(5 <= round(fit[n][0] - fit[n][1]) <= 11 for n in ("n16", "n18", "n20", "n22", "n24"))
     # pairs
     hard = {pair for pair, test in found["pairs"]["against_paper"].items() if test["p"] < 0.05}
     assert hard == {"0,1", "0,9", "1,2", "7,9"} and found["pairs"]["more_frequent"] == 0
-    assert f"{len(hard)} of {found['pairs']['tests']} other pairs no run" in README
-    assert all(found["pairs"]["cells"][pair]["generalizes"]["right"] == 0 for pair in hard)
+    none = found["pairs"]["apart"]["generalizes"]["without_a_run"]
+    assert f"{none} of {found['pairs']['pairs']} other pairs no run" in README
+    # learning rates
+    others = [cell for cell in found["why"]["rates"]["n28"].values() if cell["rate"] != 0.01]
+    assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)
     # what is still running
     assert not found["why"]["order"] and found["why"]["tables"]["slope"]["value"] is None
 
@@ -146,8 +149,10 @@ def share(rate):
 
 def test_the_mlt_behaves_as_in_the_paper_as_far_as_it_has_come(published):
     runs = read_runs(published)
-    alone, facts, both = (runs[name].results for name in ("math_mini_mlt_wd", "facts_mini_mlt", "both_mini_mlt"))
-    assert all_right(alone, "trained") and right_and_total(alone, "held_out")[0] == 0
+    names = ("math_mini_mlt_wd", "facts_mini_mlt", "both_mini_mlt")
+    alone, facts, both = (runs[name].results for name in names)
+    right, total = right_and_total(alone, "trained")
+    assert right == total and right_and_total(alone, "held_out")[0] == 0
     assert facts["facts_correct"][-1] == both["facts_correct"][-1] == 500
     assert both["held_out_correct"][-1] == runs["math_mini_mlt"].results["held_out_correct"][-1] == 0
     begun = [int(run.results["iter"][-1]) for name, run in runs.items() if name.endswith(("_mlt", "_mlt_wd"))]
@@ -157,8 +162,10 @@ def test_the_mlt_behaves_as_in_the_paper_as_far_as_it_has_come(published):
 def test_pages_of_another_folder_link_to_the_figures_there(call, in_tmp, published):
     published.rename(in_tmp / "again")
     assert call("report.py", "--root_dir=again").returncode == 0
-    expected = (ROOT / "RESULTS.md").read_text().replace("](results/", "](./").replace("](results)", "](.)")
-    assert (in_tmp / "again" / "RESULTS.md").read_text() == expected and "(./capacity.png)" in expected
+    text = (ROOT / "RESULTS.md").read_text()
+    expected = text.replace("](results/", "](").replace("](results)", "](.)").replace("](./", "](../")
+    written = (in_tmp / "again" / "RESULTS.md").read_text().replace("](./", "](")
+    assert written == expected and "(capacity.png)" in expected and "(../docs/differences.md)" in expected
     assert not (in_tmp / "again" / "README.md").exists()
 
 
@@ -172,12 +179,13 @@ def test_pages_of_some_runs_link_to_the_figures_that_are_drawn(call, in_tmp, pic
     write_tables(in_tmp / "some" / "mine", runs)
     assert call("plot_experiment.py", "--root_dir=some").returncode == 0
     assert call("report.py", "--root_dir=some", "--out_dir=pages").returncode == 0
-    linked = re.findall(r"\]\(../../some/(\w+\.png)\)", (in_tmp / "pages" / "docs" / "figures.md").read_text())
+    text = (in_tmp / "pages" / "docs" / "figures.md").read_text()
+    linked = re.findall(r"\]\(../../some/(\w+\.png)\)", text)
     drawn = {path.name for path in (in_tmp / "some").glob("*.png")}
     assert drawn and {name for name in linked if not name.startswith("grid")} == drawn
 
 
-def test_a_readme_without_the_table_of_the_claims_is_left_alone_and_said(call, in_tmp, published):
+def test_a_readme_without_the_table_of_the_claims_is_refused_and_left_unchanged(call, in_tmp, published):
     (in_tmp / "README.md").write_text("# Mine\n")
     result = call("report.py")
     assert result.returncode == 2 and "README.md" in result.stderr and len(result.stderr.splitlines()) == 1

@@ -45,7 +45,8 @@ def found():
         made(a_table(share, bits=10 * n), N14, n_embd=n, seed=seed, answer_seed=seed)
         for n, share in memory.items() for seed in seeds
     ), *(made(a_rule(right), N14, n_embd=n, seed=seed) for n, right in rule.items() for seed in seeds), *(
-        made(a_rule(20), "math_mini_28", seed=seed, learning_rate=0.03, min_lr=0.0003) for seed in seeds
+        made(a_rule(20), "math_mini_28", seed=seed, learning_rate=0.03, min_lr=0.0003)
+        for seed in range(1, 6)
     ), *(
         made(a_rule(30), N14, n_embd=28, seed=seed, shuffles=50) for seed in seeds
     ))
@@ -110,7 +111,8 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):
     [pairs] = found["pairs"].values()
-    assert pairs["pairs"] == 45 and pairs["edge"]["difference"] == -1 and pairs["edge"]["p"] < 0.001
+    assert pairs["difference"] == -1 and pairs["p"] < 0.001
+    assert (pairs["at_edge"], pairs["inside"]) == (0, 100)
     even = {f"{a},{b}": float((a + b) % 2) for a in range(10) for b in range(a + 1, 10)}
     assert edge("chance", even)["p"] > 0.2
 
@@ -165,7 +167,9 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
         assert of["random"]["median"] <= 3250 and of["random"]["median"] <= 1.7 * of["trained"]["median"]
         assert of["held_out"]["median"] is None and of["held_out"]["right"] <= of["held_out"]["total"] / 10
     assert best["rate"] == 0.001 and 20 < best["held_out"]["mean"] < 25 and best["runs"] == 20
-    assert best["generalizes"]["right"] == 0 and best["against"]["interval"][0] > 0 and best["against"]["p"] < 0.05
+    assert best["against"]["interval"][0] > 0 and best["against"]["p"] < 0.05
+    low, high = best["score"]["interval"]
+    assert low < 25 < high
     arcs = {name: cell["circle"]["mean"] for name, cell in embeddings_of(ROOT / "results").items()}
     chance = embeddings_of(ROOT / "results")["n28 at 30,000"]["circle_chance"]["mean"]
     assert min(arcs["n14 with the rule"], arcs["n14 without"], arcs["n28 at 1,750"]) > 70

@@ -184,7 +184,7 @@ def test_the_findings_are_plain_data(found):
 ])
 def test_the_page_is_written_when_an_experiment_has_begun(name, begun, heading):
     runs = PAPERS | by_settings(listed(name)[begun], right)
-    text = report.report(findings(runs), "results", "why")
+    text = report.report(findings(runs), "results", ".", "why")
     section = text.split(heading)[1].split("\n## ")[0]
     assert "no runs yet" not in section and "{" not in section
 
@@ -196,4 +196,4 @@ def test_long_runs_change_nothing_in_the_results_but_how_many_runs_there_are():
     after["all"]["machines"] = before["all"]["machines"]
     after["all"] |= {name: before["all"][name] for name in ("other_seeds", "most_params")}
     for page in ("results", "tables"):
-        assert report.report(after, "results", page) == report.report(before, "results", page)
+        assert report.report(after, "results", ".", page) == report.report(before, "results", ".", page)

@@ -174,9 +174,21 @@ def test_the_headline_shows_the_window(published_findings, wide):
     assert "5 to 100 runs" in note and bool(figure.legends) != wide
 
 
-def test_few_widths_and_no_random_tables_have_a_headline():
+@pytest.mark.parametrize("widths", [[13, 14], [14, 28, 56], range(40, 57, 8)])
+def test_few_widths_and_no_random_tables_have_a_headline(widths):
+    runs = {name: run for n in widths for name, run in seeds(WHOLE, N14, [1], n_embd=n).items()}
     for wide in (False, True):
-        width_figures.plot_accuracy(findings(RUNS), wide).canvas.draw()
+        figure = width_figures.plot_accuracy(findings(runs), wide)
+        figure.canvas.draw()
+        inside = figure.axes[0].get_window_extent()
+        texts = [text for text in figure.axes[0].texts if not text.get_text().startswith("n")]
+        assert len(texts) == (2 if wide else 0) and inside.width > figure.bbox.width / 2
+        for text in texts:
+            extent = text.get_window_extent()
+            assert inside.x0 <= extent.x0 and extent.x1 <= inside.x1
+
+
+def test_widths_that_learn_next_to_nothing_are_not_in_the_headline():
     small = seeds(MEMORY, N14, [1], n_embd=2) | seeds(MEMORY, N14, [1], n_embd=3)
     assert not {"accuracy", "accuracy_wide"} & set(drawn(findings(small)))
 

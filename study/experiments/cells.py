@@ -19,8 +19,8 @@ import numpy as np
 from study.scoring import NUM_SAMPLES
 from study.experiments.results import best_evaluation, late_evaluations, right_and_total
 from study.experiments.statistics import (
-    bootstrap, difference, fisher_exact, holm, mcnemar_exact, mean_interval, paired_difference, paired_p,
-    quartiles, wilson,
+    difference, fisher_exact, holm, mcnemar_exact, mean_interval, paired_difference, paired_p, quartiles,
+    wilson,
 )
 
 MARGIN = 0.1  # settings are equivalent if the interval of their difference in score lies within it
@@ -109,7 +109,7 @@ def no_difference(what, test):
 
 
 def compared(a, b):
-    """The difference of two rates of runs that have nothing in common."""
+    """The difference of two rates, by a test that takes all runs as independent."""
     finding = no_difference(f"{a['what']}; against {b['what']}", "Fisher's exact test") | {"a": a, "b": b}
     if a["total"] and b["total"]:
         counts = a["right"], a["total"], b["right"], b["total"]
@@ -140,14 +140,15 @@ def paired_scores(what, ours, theirs):
 
     ours, theirs: the mean percents themselves, on these seeds.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = [seed for seed in sorted(ours.keys() & theirs.keys())
+             if percents_at_last([ours[seed]], "held_out") and percents_at_last([theirs[seed]], "held_out")]
     finding = no_difference(what, "paired permutation test") | {"seeds": len(seeds), "ours": None,
                                                                 "theirs": None}
     if not seeds:
         return finding
     a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
             for runs in (ours, theirs))
-    interval = bootstrap(lambda groups: groups[0].mean(), [a - b]) if len(seeds) > 2 else None
+    interval = mean_interval(a - b) if len(seeds) > 2 else None
     return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval,
                       "ours": float(100 * a.mean()), "theirs": float(100 * b.mean())}
 
@@ -197,7 +198,8 @@ def span(what, values):
 def scores_at_best(runs, what):
     """What each run has right at its best evaluation: problems if they are held out, else percent."""
     scores = [right_and_total(run.results, what, best_evaluation(run.results)) for run in runs]
-    return [float(right / NUM_SAMPLES if what == "held_out" else 100 * right / total) for right, total in scores if total]
+    return [float(right / NUM_SAMPLES if what == "held_out" else 100 * right / total)
+            for right, total in scores if total]
 
 
 def percents_at_last(runs, what):

@@ -59,7 +59,7 @@ def label_widths(ax, ticks=WIDTHS):
 
 
 def jittered(x, count, spread=0.025):
-    """Places for dots at x on a logarithmic axis, side by side rather than over each other."""
+    """Positions of dots at x on a logarithmic axis, side by side rather than over each other."""
     return x * np.exp(spread * (2 * (np.arange(count) * 0.618 % 1) - 1))  # golden ratio: evenly spaced
 
 
@@ -74,12 +74,23 @@ def draw_means(ax, cells, label, color, marker):
 
 
 def draw_nothing(ax, why):
-    """Says in the middle of a panel why it is empty."""
+    """Say in the middle of a panel why it is empty."""
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color="0.4")
 
 
+def draw_cells(ax, values, most=1.0, text="{:.0%}", **options):
+    """Draw a heat map of values [row][column] from 0 to most with their texts, nan grey; return its image."""
+    ax.set_facecolor("0.85")
+    image = ax.imshow(values, cmap="Purples", vmin=0, vmax=most, aspect="auto", **options)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ax.text(column, row, text.format(value).rstrip("%"), ha="center", va="center", fontsize=6.5,
+                    color="white" if value > 0.62 * most else "black")
+    return image
+
+
 def draw_accuracies(ax, results):
-    """Draws the accuracies the run has, in percent; returns {label: artist} for a legend."""
+    """Draw the accuracies that a run has, in percent; return {label: artist} for a legend."""
     artists = {}
     for group, (label, color, width) in CURVES.items():
         total = results[f"{group}_total"]

@@ -14,12 +14,12 @@ from study.experiments.cells import (
     verdict,
 )
 from study.experiments.floors import floors
-from study.experiments.problems import by_pair, held_out
+from study.experiments.problems import by_pair, held_out, is_pair
 from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
-from study.experiments.select import PAPER_SEED, by_seed, seeds_by, varied
+from study.experiments.select import N14, PAPER_SEED, by_seed, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, permutation_p, two_way_shares
 from study.experiments.why import drawn_of_why, why
-from study.experiments.widths import at_fit, window
+from study.experiments.widths import NARROWEST, at_fit, window
 
 TASKS = tuple(GRIDS.values())
 SMALL = ("n14", "n28", "n56")
@@ -50,22 +50,19 @@ def findings(runs, unfinished=None):
     math, both = cells["math"], cells["both"]
     capitals = [run.results["facts_correct"].max() / run.results["facts_total"].max()
                 for panel in ("n14", "n14_wd") for run in cells["facts"][panel].values()]
-    held_out_of_both = [int(run.results["held_out_correct"][-1]) for cell in both.values()
-                        for run in cell.values()]
     return found | {
         "all": of_all(runs, runs | mlts),
         "mlt": {"complete": complete, "begun": len(mlts) - complete},
         "paper_seed": {task: {panel: of_one_run(config, paper_seed.get(config))
                               for panel, config in configs.items()} for task, configs in CONFIGS.items()},
-        "n28_against_n14": against("n28 minus n14", math["n28"], math["n14"]),
+        "n28_against_n14": paired_scores("n28 minus n14: held-out score", math["n28"], math["n14"]),
         "between": {f"n{n}": cell["generalizes"] for n, cell in by_width["math"].items() if 14 < n < 28},
         "weight_decay": {panel: against(f"{panel}: weight decay minus none", math[f"{panel}_wd"], math[panel])
                          for panel in SMALL},
-        "both_against_math": {panel: against(f"{panel}: both minus arithmetic", both[panel], math[panel])
-                              for panel in SMALL},
+        "both_against_math": paired_scores("n14, both minus arithmetic: held-out score", both["n14"],
+                                           math["n14"]),
         "most_capitals_n14": float(max(capitals)) if capitals else None,
-        "most_held_out_both": max(held_out_of_both, default=None),
-        "smallest": smallest(by_width["math"], varied(runs, "math_mini_14", "n_embd")),
+        "smallest": smallest(by_width["math"], varied(runs, N14, "n_embd")),
         "beyond": beyond(math["n14"].values()),
         "by_width": by_width,
         "lacking": lacking(widths["math"]),
@@ -85,7 +82,8 @@ def against(what, ours, theirs):
     """How {seed: Run}s differ on the seeds that both have: in score, and in shares of runs."""
     change = paired_scores(f"{what}: held-out score", ours, theirs)
     return {"score": change, "verdict": verdict(change)} | {
-        criterion: paired_rates(what, ours, theirs, criterion) for criterion in ("generalizes", "at_best", "always_late")}
+        criterion: paired_rates(what, ours, theirs, criterion)
+        for criterion in ("generalizes", "at_best", "always_late")}
 
 
 def of_all(runs, every):
@@ -94,6 +92,7 @@ def of_all(runs, every):
                   if int(run.info["max_iters"]) <= MAX_ITERS]  # without those of experiments/long.py
     machines = Counter(part for run in every.values() for part in run.info["made_on"].split("; ") if part)
     other_seeds = sum(run.info["seed"] != str(PAPER_SEED) for run in runs.values())
+    small = [run.info for run in runs.values() if "_mlt" not in run.info["config"]]
     return {
         "other_seeds": other_seeds, "paper_seed": len(runs) - other_seeds,
         "machines": {"what": "machines, and how many runs each made", "counts": dict(machines.most_common())},
@@ -101,8 +100,8 @@ def of_all(runs, every):
         "evaluations": span("evaluations of a run", [len(its) for its in iterations]),
         "late_evaluations": span("late evaluations of a run", [(its >= LATE).sum() for its in iterations]),
         "late_from": LATE, "margin": round(100 * MARGIN),
-        "core_hours": sum(float(run.info.get("seconds") or 0) for run in runs.values()) / 3600,
-        "most_params": max((int(run.info["num_params"]) for run in runs.values()), default=None),
+        "core_hours": sum(float(info.get("seconds") or 0) for info in small) / 3600,
+        "most_params": max((int(info["num_params"]) for info in small), default=None),
     }
 
 
@@ -136,7 +135,7 @@ def smallest(by_width, paper_seed):
 
 
 def beyond(runs):
-    """How those of the runs of n14 that generalize answer operands from 10 to 19 at the end of training."""
+    """What the runs of n14 that generalize answer for operands from 10 to 19 at the end of training."""
     infos = [run.info for run in runs if run.info.get("beyond_add")]
     add, sub = ([100 * int(info[f"beyond_{group}"]) / BEYOND for info in infos] for group in ("add", "sub"))
     return {
@@ -159,7 +158,7 @@ def lacking(widths):
 
 def orders(runs, paper):
     """n14 in other orders of the lines; paper: {seed: Run} in the paper's order."""
-    table = {key: run for key, run in varied(runs, "math_mini_14", "line_seed", "seed").items()
+    table = {key: run for key, run in varied(runs, N14, "line_seed", "seed").items()
              if key[0] != -1 and key[1] != PAPER_SEED}
     lines, of_seeds = (sorted({key[i] for key in table}) for i in (0, 1))
     whole = [[table[line, seed] for seed in of_seeds] for line in lines  # the orders that have every seed
@@ -173,7 +172,7 @@ def orders(runs, paper):
                        "interval": bootstrap(lambda groups: groups[0].mean() - groups[1].mean(),
                                              [means, theirs])}
     return {
-        "orders": len(lines), "seeds": len(of_seeds),
+        "orders": len(whole), "seeds": len(of_seeds),
         "first_seed": min(of_seeds, default=None), "last_seed": max(of_seeds, default=None),
         "generalizes": rate_of("n14 in other orders", table.values(), "generalizes"),
         "score": score("n14 in other orders", whole), "against_paper": difference,
@@ -201,41 +200,43 @@ def variance(table):
 
 
 def pairs(runs, paper_runs, paper):
-    """n14 with other pairs of digits held out; paper: its cell with the paper's pair, of {seed: Run}s."""
-    by_pair = seeds_by("held_out", runs, "math_mini_14")
-    by_pair = {pair: cell for pair, cell in by_pair.items() if pair.count(",") == 1 and pair != HELD_OUT}
-    cells = {pair: of_cell(f"n14 without {pair}", of_pair) for pair, of_pair in by_pair.items()}
-    scored = {pair: cell["score"] for pair, cell in cells.items() if cell["score"]["value"] is not None}
-    most = max(map(len, by_pair.values()), default=0)
+    """n14 with other pairs of digits held out; paper: its cell with the paper's pair, of {seed: Run}s.
+
+    Pairs that have fewer runs than others are still being run and do not count.
+    """
+    of_pairs = {pair: of_seed for (pair,), of_seed in seeds_of(runs, "held_out").items()
+                if is_pair(pair) and pair != HELD_OUT}
+    most = max(map(len, of_pairs.values()), default=0)
+    of_pairs = {pair: of_seed for pair, of_seed in of_pairs.items() if len(of_seed) == most}
+    cells = {pair: of_cell(f"n14 without {pair}", list(of_seed.values()))
+             for pair, of_seed in of_pairs.items()}
     against_paper = corrected({pair: compared(cell["generalizes"], paper["generalizes"])
                                for pair, cell in cells.items()})
-    tests = [test for test in against_paper.values() if test["p"] is not None]
-    differing = [test["difference"] for test in tests if test["p"] < 0.05]
+    differing = [test["difference"] for test in against_paper.values()
+                 if test["p"] is not None and test["p"] < 0.05]
+    by_score = sorted(cells, key=lambda pair: cells[pair]["score"]["value"])
+    seeds = set().union(*of_pairs.values())
     return {
-        "cells": cells, "paper": paper, "against_paper": against_paper, "tests": len(tests),
-        "paper_of_same_seeds": rate_of("n14 without 5,7, the seeds of the other pairs", [
-            run for seed, run in paper_runs.items() if seed <= most], "generalizes"),
-        "lowest": {pair: scored[pair] for pair in sorted(scored, key=lambda pair: scored[pair]["value"])[:2]},
+        "cells": cells, "paper": paper, "against_paper": against_paper,
+        "pairs": len(cells), "runs": most, "lowest": {pair: cells[pair]["score"] for pair in by_score[:2]},
+        "paper_of_same_seeds": rate_of("n14 without 5,7, the seeds of the other pairs",
+                                       [run for seed, run in paper_runs.items() if seed in seeds],
+                                       "generalizes"),
         "rarer": sum(change < 0 for change in differing),
         "more_frequent": sum(change > 0 for change in differing),
-        "apart": {criterion: apart(by_pair, criterion) for criterion in ("generalizes", "at_best")},
+        "apart": {criterion: apart(of_pairs, criterion) for criterion in ("generalizes", "at_best")},
     }
 
 
-def apart(by_pair, criterion):
-    """How far apart the shares of {pair: runs} are, and whether chance does as much; None without pairs."""
-    if not by_pair:
+def apart(of_pairs, criterion):
+    """How far apart the shares of {pair: {seed: Run}} are, and whether chance does as much; or None."""
+    if not of_pairs:
         return None
-    meaning, has = CRITERIA[criterion]
-    values = [[has(run) for run in of_pair] for of_pair in by_pair.values()]
-    fewest = min(map(len, values))  # the permutation test takes as many of each
+    has = CRITERIA[criterion][1]
+    values = [[has(run) for run in of_seed.values()] for of_seed in of_pairs.values()]
     shares = [float(100 * np.mean(of_pair)) for of_pair in values]
-    return {
-        "all": rate(f"n14 without other pairs: {meaning}", sum(values, [])),
-        "lowest": min(shares), "highest": max(shares),
-        "pairs": len(shares), "with_a_run": sum(map(bool, shares)),
-        "p": permutation_p([of_pair[:fewest] for of_pair in values])[0],
-    }
+    return {"lowest": min(shares), "highest": max(shares), "without_a_run": shares.count(0),
+            "p": permutation_p(values)[0]}
 
 
 def steps(runs):
@@ -256,7 +257,7 @@ def steps(runs):
 
 def made_by(runs, step, precision, **settings):
     """{seed: Run} of n14 on arithmetic whose updates a step computed in a precision."""
-    made = {seed: run for (seed,), run in varied(runs, "math_mini_14", "seed", **settings).items()
+    made = {seed: run for (seed,), run in varied(runs, N14, "seed", **settings).items()
             if (run.info["step"].split(" (")[0], run.info["dtype"]) == (step, precision)}
     made.pop(PAPER_SEED, None)
     return made
@@ -267,7 +268,7 @@ def drawn(found):
     by_width = found["by_width"]
     has_runs = {
         **{f"seeds_{task}": sum(cell["runs"] for cell in found[task].values()) for task in TASKS},
-        **dict.fromkeys(("accuracy", "accuracy_wide"), sum(n >= 4 for n in by_width["math"]) > 1),
+        **dict.fromkeys(("accuracy", "accuracy_wide"), sum(n >= NARROWEST for n in by_width["math"]) > 1),
         "map": any(by_width.values()), "at_fit": len(found["at_fit"]) > 1, "held_out": found["held_out"],
-        "orders": found["orders"]["orders"], "pairs": found["by_pair"]}
+        "orders": found["orders"]["held_out_right"], "pairs": found["by_pair"]}
     return [name for name, runs in has_runs.items() if runs] + drawn_of_why(found["why"])

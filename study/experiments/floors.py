@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 
 from study.dataset import text_of
+from study.experiments.results import GRIDS
 from study.experiments.runs import config_of
 
 
@@ -20,7 +21,7 @@ from study.experiments.runs import config_of
 def floors():
     """{task: {what a model knows: finding}} in nats per character."""
     found = {}
-    for task in ("math", "facts", "both"):
+    for task in GRIDS.values():
         config = config_of({"config": f"{task}_mini_14"})
         text, block_size = text_of(config["dataset"]), config["block_size"]
         found[task] = {"by_heart": floor(f"{task}, the text by heart", windows_of(text, block_size))}

@@ -7,7 +7,7 @@ data like findings().
 from collections import Counter
 
 from study.experiments.cells import rate, span
-from study.experiments.select import seeds_by
+from study.experiments.select import N14, seeds_by
 from study.tasks import HELD_OUT
 
 
@@ -25,8 +25,8 @@ def by_pair(runs):
     """
     found = {}
     for n in (14, 20):
-        cells = {pair: cell for pair, cell in seeds_by("held_out", runs, "math_mini_14", n_embd=n).items()
-                 if ";" not in pair and pair != "none" and len(set(pair.split(","))) == 2}
+        cells = {pair: cell for pair, cell in seeds_by("held_out", runs, N14, n_embd=n).items()
+                 if is_pair(pair)}
         if cells.keys() - {HELD_OUT}:
             found[f"n{n}"] = {
                 "pairs": len(cells),
@@ -35,6 +35,11 @@ def by_pair(runs):
                              for pair, cell in cells.items()
                              for problem, answer in problems_of(pair).items()}}
     return found
+
+
+def is_pair(held_out):
+    """Whether one pair of two different digits is held out."""
+    return len(held_out) == 3 and held_out[0] != held_out[2]
 
 
 def problems_of(pair):

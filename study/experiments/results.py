@@ -207,15 +207,6 @@ def right_and_total(results, what, at=-1):
                  for kind in ("correct", "total"))
 
 
-def all_right(results, what, at=-1):
-    """Whether all samples are right, of those that right_and_total() counts.
-
-    All held-out samples right at the last evaluation is what counts as generalizing, everywhere.
-    """
-    right, total = right_and_total(results, what, at)
-    return bool(total and right == total)
-
-
 def scores_of(results):
     """The columns of runs.csv that follow from a run's evaluations."""
     best = best_evaluation(results)

@@ -167,12 +167,12 @@ def table_by_width(by_width):
 
 def table_of_pairs(pairs):
     """n14 with other pairs held out, and the paper's beside them; None without runs of other pairs."""
-    rows = [["held-out pair", "held-out score", "generalizes", "against the paper's pair, p", "all 4 at the best evaluation",
-             "all trained problems at the last"]]
+    rows = [["held-out pair", "held-out score", "generalizes", "against the paper's pair, p",
+             "all 4 at the best evaluation", "all trained problems at the last"]]
     for pair, cell in [*pairs["cells"].items(), (f"{HELD_OUT} (the paper's)", pairs["paper"])]:
         p = pairs["against_paper"][pair]["p"] if pair in pairs["against_paper"] else None
-        score, *rates = (text_of(cell[name]) or "–" for name in ("score", "generalizes", "at_best", "trained"))
-        rows.append([pair, score, rates[0], text_of(p, ".2g") or "–", *rates[1:]])
+        texts = [text_of(cell[name]) or "–" for name in ("score", "generalizes", "at_best", "trained")]
+        rows.append([pair, *texts[:2], text_of(p, ".2g") or "–", *texts[2:]])
     title = "Held-out pairs (p of Fisher's exact test with Holm's correction)"
     return markdown(title, rows) if pairs["cells"] else None
 

@@ -6,22 +6,23 @@ why_optimizer.py has the analyses of the optimizer.
 """
 
 import math
-from itertools import combinations
 
 import numpy as np
 
 from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, spread
+from study.experiments.problems import is_pair
 from study.experiments.results import first_evaluation_with
-from study.experiments.select import N14, seeds_of, varied
+from study.experiments.select import N14, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
-from study.experiments.why_optimizer import best_pairs, decays, longer, rates
+from study.experiments.why_optimizer import SEEDS, best_pairs, decays, longer, rates
+from study.experiments.widths import NARROWEST
 from study.tasks import table_of
 
 
 def why(runs):
     """All findings of {name: Run} on why; those without runs are empty or None."""
     of_rates, of_decays, of_longer = rates(runs), decays(runs), longer(runs)
-    others = [cell for cell in of_rates.get("n28", {}).values() if cell["against"]]
+    others = [cell for cell in of_rates.get("n28", {}).values() if cell["against"] and cell["runs"] >= SEEDS]
     return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": of_rates,
             "best_rate": max(others, key=lambda cell: cell["held_out"]["mean"], default=None),
             "decays": of_decays, "best_pairs": best_pairs(of_decays),
@@ -38,11 +39,6 @@ def drawn_of_why(found):
                 "held_out_share": found["shares"],
                 "embeddings": found.get("embeddings")}
     return [name for name, runs in has_runs.items() if runs]
-
-
-def true_tables(runs):
-    """{n: runs} of the paper's table."""
-    return {n: list(cell.values()) for (n,), cell in seeds_of(runs, "n_embd").items()}
 
 
 def random_tables(runs):
@@ -100,7 +96,7 @@ def ratio(what, memory, rule):
 def capacity(runs):
     """What models hold of a random table, beside what they have of the true one (experiments/capacity.py)."""
     cells = random_tables(runs)
-    true = {n: cell for n, cell in true_tables(runs).items() if n >= 4}
+    true = {n: cell for n, cell in seeds_by("n_embd", runs, N14).items() if n >= NARROWEST}
     by_width = {}
     for n, cell in cells.items():
         measured = [run.info for run in cell if run.info.get("stored_bits")]
@@ -129,18 +125,18 @@ def times(runs):
 
     A run that does not get there counts as one that takes longer than all others.
     """
-    true = true_tables(runs)
+    true = seeds_by("n_embd", runs, N14)
     return {f"n{n}": {"random": until(f"n{n}, random table", cell, "trained"),
                       "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
                       "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
             for n, cell in random_tables(runs).items()}
 
 
-def until(what, cell, column, share=0.9):
-    """Median over the runs of the first evaluation with so large a share right; None if it is never."""
+def until(what, cell, column):
+    """Median over the runs of the first evaluation with 90% right; None if fewer than half get there."""
     first = []
     for run in cell:
-        at = first_evaluation_with(run.results, column, share)
+        at = first_evaluation_with(run.results, column, 0.9)
         first.append(math.inf if at is None else float(run.results["iter"][at]))
     median = float(np.median(first)) if first else math.inf
     return {"what": f"{what}: iterations until 90%", "median": median if math.isfinite(median) else None,
@@ -208,15 +204,14 @@ def order(runs):
 
 
 def pairs(runs):
-    """{n: held-out pairs, and those at the edge against those inside} (experiments/all_pairs.py)."""
-    digits = [f"{a},{b}" for a, b in combinations(range(10), 2)]
+    """{n: held-out pairs at the edge against those inside}, once all have runs (experiments/all_pairs.py)."""
     found = {}
     for n, most in ((14, 10), (20, 5)):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
-                 for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if pair in digits}
-        means = {pair: float(np.mean(of_pair)) for pair, of_pair in at_last(cells, "held_out").items()}
-        if len(means) == len(digits):
-            found[f"n{n}"] = {"means": means, "edge": edge(f"n{n}", means), "pairs": len(means)}
+                 for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if is_pair(pair)}
+        means = {pair: np.mean(scores) for pair, scores in at_last(cells, "held_out").items() if scores}
+        if len(means) == 45:
+            found[f"n{n}"] = edge(f"n{n}", means)
     return found
 
 
@@ -224,8 +219,6 @@ def edge(what, means, draws=10_000):
     """Mean of the pairs with a 0 or 9 minus that of the others, and p by permutation over pairs."""
     at_edge = np.array([bool({"0", "9"} & set(pair.split(","))) for pair in means])
     values, rng = np.array(list(means.values())), np.random.default_rng(0)
-    if at_edge.all() or not at_edge.any():
-        return None
     observed = values[at_edge].mean() - values[~at_edge].mean()
     shuffled = rng.permuted(np.repeat(at_edge[None], draws, axis=0), axis=1)
     counts = at_edge.sum(), (~at_edge).sum()

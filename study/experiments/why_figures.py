@@ -3,7 +3,8 @@
 import numpy as np
 
 from study.experiments.figures import (
-    COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, WIDTHS, draw_means, jittered, label_widths, plt,
+    COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, WIDTHS, draw_cells, draw_means, jittered, label_widths,
+    plt,
 )
 from study.experiments.why import drawn_of_why, whole
 from study.experiments.why_optimizer import rates_of
@@ -19,7 +20,7 @@ def figures_of_why(found):
         "changing_order": lambda: plot_order(found["order"]),
         "held_out_share": lambda: plot_shares(found["shares"]),
     }
-    return {name: plots[name]() for name in drawn_of_why(found)}
+    return {name: plots[name]() for name in drawn_of_why(found) if name in plots}
 
 
 def plot_capacity(by_width):
@@ -114,12 +115,7 @@ def plot_decays(found):
         for of_rate in of_decay.values():
             for cell in of_rate["rates"].values():
                 table[decays.index(of_rate["decay"]), rates.index(cell["rate"])] = cell["held_out"]["mean"]
-        ax.imshow(table, cmap="Purples", vmin=0, vmax=100, origin="lower", aspect="auto")
-        ax.set_facecolor("0.85")  # where there are no runs
-        for (row, column), percent in np.ndenumerate(table):
-            if not np.isnan(percent):
-                ax.text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=6,
-                        color="white" if percent > 62 else "black")
+        draw_cells(ax, table, most=100, text="{:.0f}", origin="lower")
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=90)
         ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         ax.set(title=f"{name}: held out, mean %", xlabel="largest learning rate")

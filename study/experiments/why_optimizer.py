@@ -12,7 +12,7 @@ SEEDS = 5  # of a rate and weight decay, and of experiments/long.py; the paper's
 
 
 def key_of(value):
-    """The key of a rate or a weight decay: 0_03, since a place of a template has dots between keys."""
+    """The key of a rate or a weight decay: 0_03, since a template has dots between keys."""
     return f"{value:g}".replace(".", "_")
 
 
@@ -68,7 +68,7 @@ def decays(runs):
 
 
 def pool(cells):
-    """{(key, seed): Run} of {key: {seed: Run}}, as many seeds of each."""
+    """{(key, seed): Run} of {key: {seed: Run}}, the first SEEDS seeds of each."""
     return {(key, seed): run for key, of_seed in cells.items() for seed, run in of_seed.items()
             if seed <= SEEDS}
 
@@ -80,12 +80,16 @@ def rates_of(found):
 
 
 def best_pairs(found, least_rate=0.0):
-    """{width, with the rate and the weight decay: the largest mean that decays() has with weight decay}."""
+    """{width, with the rate and the weight decay: the largest mean that decays() has with weight decay}.
+
+    Cells of fewer than SEEDS runs do not count.
+    """
     best = {}
     for name, of_decay in found.items():
         pairs = [(cell, f"{name} (rate {cell['rate']:g}, weight decay {of_rate['decay']:g})")
                  for of_rate in of_decay.values() if of_rate["decay"]
-                 for cell in of_rate["rates"].values() if cell["rate"] >= least_rate]
+                 for cell in of_rate["rates"].values()
+                 if cell["rate"] >= least_rate and cell["runs"] >= SEEDS]
         if pairs:
             cell, pair = max(pairs, key=lambda pair: pair[0]["held_out"]["mean"])
             best[pair] = cell["held_out"]

@@ -1,8 +1,8 @@
 """The findings on why as Markdown tables."""
 
 from study.experiments.tables import markdown
-from study.experiments.text import number, text_of
-from study.experiments.why_optimizer import rates_of
+from study.experiments.text import number, text_of, text_of_mean
+from study.experiments.why_optimizer import SEEDS, rates_of
 
 
 def tables_of_why(found):
@@ -42,7 +42,7 @@ def sizes(found):
     heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %"]
     return table("Widths at half, for each table", heading, [
         [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
-         cell["most"] and number(cell["most"])] for name, cell in found.items()])
+         text_of_mean(cell["most"])] for name, cell in found.items()])
 
 
 def rates(found):
@@ -65,12 +65,12 @@ def decays(found):
                          cell["against"]])
     heading = ["n", "weight decay", *(f"{rate:g}" for rate in columns), "all rates, minus no weight decay"]
     return table("Held out, mean % at the last evaluation, by largest rate (with the runs where they are not "
-                 "5)", heading, rows)
+                 f"{SEEDS})", heading, rows)
 
 
 def mean_of(cell):
-    """A mean with the number of its runs, unless it is 5."""
-    return text_of(cell["held_out"]) + (f" ({cell['runs']})" if cell["runs"] != 5 else "")
+    """A mean with the number of its runs, unless it is SEEDS."""
+    return text_of(cell["held_out"]) + (f" ({cell['runs']})" if cell["runs"] != SEEDS else "")
 
 
 def longer(found):
@@ -94,8 +94,8 @@ def order(found):
 def pairs(found):
     heading = ["n", "pairs with 0 or 9, mean %", "other pairs, mean %", "difference"]
     return table("Held-out pairs at the edge of the table and inside", heading, [
-        [n, number(cell["edge"]["at_edge"]), number(cell["edge"]["inside"]), cell["edge"]]
-        for n, cell in found.items()])
+        [n, number(edge["at_edge"]), number(edge["inside"]), edge]
+        for n, edge in found.items()])
 
 
 def shares(found):

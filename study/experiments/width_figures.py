@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from study.experiments.figures import (
-    COLUMN, CURVES, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, draw_means, draw_nothing, label_widths, plt,
+    COLUMN, CURVES, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, draw_cells, draw_means,
+    draw_nothing, label_widths, plt,
 )
 from study.experiments.problems import problems_of
-from study.experiments.widths import FIT
+from study.experiments.widths import FIT, NARROWEST
 from study.tasks import HELD_OUT as PAPER_PAIR
 
 FEW = 10  # the interval of a share of fewer runs would span half of the axis
@@ -26,17 +27,21 @@ def plot_accuracy(found, wide=False):
     wide: for two columns, with labels at the lines.
     """
     figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.0) if wide else (COLUMN, 2.5), layout="constrained")
-    last = {n: cell["last"] for n, cell in found["by_width"]["math"].items() if n >= 4}
+    last = {n: cell["last"] for n, cell in found["by_width"]["math"].items() if n >= NARROWEST}
     tables = {int(n[1:]): cell["table"] for n, cell in found["why"]["capacity"]["by_width"].items()}
     curves = [({n: of_width["trained"] for n, of_width in last.items()}, "trained", TRAINED, "o"),
               ({n: of_width["held_out"] for n, of_width in last.items()}, "held out", HELD_OUT, "s"),
               (tables, "random table", MEMORY, "D")]
-    at_line = ((6.4, 56, "right", "trained problems"), (20.8, 39, "left", "held-out problems"),
-               (25, 88, "left", "random table: no rule to find,\nonly answers to memorize"))
-    for (cells, label, color, marker), (x, y, side, text) in zip(curves, at_line):
+    at_curve = ((7, (-10, 3), "right", "trained problems"), (20, (8, 5), "left", "held-out problems"),
+                (24, (8, -15), "left", "random table: no rule to find,\nonly answers to memorize"))
+    for (cells, label, color, marker), (n, offset, side, text) in zip(curves, at_curve):
         draw_means(ax, cells, label, color, marker)
         if wide and cells:
-            ax.text(x, y, text, ha=side, va="center", color=color)
+            n = min(cells, key=lambda width: abs(width - n))
+            if n == min(cells):  # no room on its left
+                offset, side = (8, -12), "left"
+            ax.annotate(text, (n, cells[n]["mean"]), offset, textcoords="offset points", ha=side, va="center",
+                        color=color).set_in_layout(False)
     label_widths(ax)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(ylabel="right at the last evaluation (%)", ylim=(-4, 118), yticks=range(0, 101, 20),
@@ -58,8 +63,9 @@ def shade_window(ax, window, widths):
     left = np.sqrt(widths[low] * widths[max(low - 1, 0)])
     right = np.sqrt(widths[high] * widths[min(high + 1, len(widths) - 1)])
     ax.axvspan(left, right, color="0.92", linewidth=0, zorder=0)
-    ax.text(np.sqrt(left * right), 111, f"n{window['low']} to n{window['high']}: "
-            f"{window['share']:.0%} or more of the runs generalize", ha="center", va="center", fontsize=6.5)
+    names = " to ".join(dict.fromkeys(f"n{window[end]}" for end in ("low", "high")))
+    ax.text(np.sqrt(left * right), 111, f"{names}: {window['share']:.0%} or more of the runs generalize",
+            ha="center", va="center", fontsize=6.5)
 
 
 def draw_shares(ax, cells, criterion, what):
@@ -139,15 +145,6 @@ def plot_at_fit(found):
     return figure
 
 
-def draw_cells(ax, shares):
-    """A heat map of shares [row][column] from 0 to 1 with the percent in each cell; nan stays empty."""
-    ax.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        if not np.isnan(share):
-            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5,
-                    color="white" if share > 0.62 else "black")
-
-
 def share_of(rate):
     """nan without runs."""
     return rate["right"] / rate["total"] if rate and rate["total"] else np.nan
@@ -174,11 +171,10 @@ def plot_pairs(found):
     for ax, (width, cell) in zip(axes.flat, found.items()):
         shares = np.full((10, 10), np.nan)
         for a, b in combinations(range(10), 2):
-            for place, sign in (((a, b), "+"), ((b, a), "-")):
+            for row, column, sign in ((a, b, "+"), (b, a, "-")):
                 problems = (f"{a}{sign}{b}", f"{b}{sign}{a}")
-                shares[place] = np.mean([share_of(cell["problems"].get(problem)) for problem in problems])
+                shares[row, column] = np.mean([share_of(cell["problems"].get(each)) for each in problems])
         draw_cells(ax, shares)
-        ax.set_facecolor("0.85")
         for digit in range(10):
             ax.add_patch(plt.Rectangle((digit - 0.5, digit - 0.5), 1, 1, color="white", linewidth=0))
         a, b = map(int, PAPER_PAIR.split(","))

@@ -6,6 +6,7 @@ The functions return plain data like findings().
 from study.experiments.cells import mean, percents_at_last, rate
 from study.experiments.results import first_evaluation_with, right_and_total
 
+NARROWEST = 4  # narrower models learn next to nothing
 WINDOW = 0.25  # share of runs that generalize, from which on a width is in the window
 FIT = 0.98  # share of the trained samples right that counts as fitted
 
@@ -15,7 +16,8 @@ def window(generalizes):
 
     generalizes: {n: rate}, by n.
     """
-    outside = [n for n, cell in generalizes.items() if not cell["right"] >= WINDOW * cell["total"] > 0]
+    outside = [n for n, cell in generalizes.items()
+               if cell["total"] == 0 or cell["right"] < WINDOW * cell["total"]]
     if 14 not in generalizes or 14 in outside:
         return None
     below = max((n for n in outside if n < 14), default=0)
