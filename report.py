@@ -12,7 +12,7 @@ from study import ROOT, StudyError
 from study.files import write_files
 from study.experiments.embeddings import embeddings_of
 from study.experiments.findings import drawn, findings
-from study.experiments.results import published_runs, read_runs
+from study.experiments.results import other_runs, published_runs
 from study.experiments.tables import tables_of
 from study.experiments.text import text_of, wrapped
 from study.experiments.why_tables import tables_of_why
@@ -58,9 +58,9 @@ def report(found, root, repo, page):
 
 
 def fill(line, values):
-    """A line of the template with its placeholders filled: {mlt.begun}, or {lacking.median:g} with a format.
+    """A line of the template with its {keys} filled in: {mlt.begun}, or {lacking.median:g} with a format.
 
-    A placeholder without runs becomes "no runs yet", in a table a dash. Raises KeyError for an unknown one.
+    Where there are no runs it says "no runs yet", in a table a dash. Raises KeyError for an unknown key.
     """
     def text(match):
         value = values
@@ -93,8 +93,7 @@ def main(cfg):
     if not runs:
         raise StudyError(f"{cfg.root_dir} holds no runs: "
                          "python run_experiment.py experiments/seeds.py makes some")
-    unfinished = {name: run for name, run in read_runs(root).items() if name not in runs}
-    found = findings(runs, unfinished)
+    found = findings(runs, other_runs(root, runs))
     found["why"]["embeddings"] = embeddings_of(root)
     paths = {page: out / path for page, path in PAGES.items()}
     pages = {page: report(found, *(Path(os.path.relpath(folder, path.parent)).as_posix()

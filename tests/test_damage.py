@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHORT, refused
+from conftest import SHORT, refused
 from errors import (
     BENCH, BYTE_ORDER_MARK, CAPITALS, GRIDS, HEADER, MATH, PLOT, REPORT, ROW, SAMPLE, SAMPLED, TABLES, TRAIN,
     change, check_mistake, cut, remove, save, write)

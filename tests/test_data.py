@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATASETS, ROOT, refused
+from conftest import DATASETS, ROOT
 
 import study.dataset
 from study import StudyError

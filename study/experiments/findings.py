@@ -10,7 +10,7 @@ import numpy as np
 from study.tasks import HELD_OUT
 from study.experiments.cells import (
     CRITERIA, MARGIN, SCORED, all_of, at_some, compared, corrected, no_difference, of_cell, paired_rates,
-    paired_scores, percents_at_last, rate, rate_of, score, span, spread,
+    paired_scores, percents_at_last, rate_of, score, span, spread,
     verdict,
 )
 from study.experiments.floors import floors
@@ -204,7 +204,7 @@ def pairs(runs, paper_runs, paper):
 
     Pairs that have fewer runs than others are still being run and do not count.
     """
-    of_pairs = {pair: of_seed for (pair,), of_seed in seeds_of(runs, "held_out").items()
+    of_pairs = {pair: of_seed for (pair,), of_seed in seeds_of(runs, N14, "held_out").items()
                 if is_pair(pair) and pair != HELD_OUT}
     most = max(map(len, of_pairs.values()), default=0)
     of_pairs = {pair: of_seed for pair, of_seed in of_pairs.items() if len(of_seed) == most}

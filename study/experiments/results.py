@@ -95,20 +95,27 @@ def columns(rows):
 
 
 def read_runs(root_dir):
-    """Return {name: Run} of the experiments' tables in a folder and of the runs' folders there or in runs/.
+    """Return {name: Run} of the experiments' tables in a folder, and of other_runs().
 
-    If two folders have the same name, the run with more iterations wins. Raises StudyError if there is no
-    such folder or a table is damaged.
+    Raises StudyError if there is no such folder or a table is damaged.
     """
     root = Path(root_dir)
     if not root.is_dir():
         raise StudyError(f"folder {root} does not exist: --root_dir must name a folder of runs")
     runs = published_runs(root)
+    return other_runs(root, runs) | runs
+
+
+def other_runs(root, runs):
+    """Return {name: Run} of the runs' folders in a folder or in its runs/, without those of the tables.
+
+    If two folders have the same name, the run with more iterations wins.
+    """
     patterns = ("*/results.csv", "runs/*/results.csv")
     files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     others = [read_other_run(path.parent) for path in files if path.parent.name not in runs]
     others = sorted(filter(None, others), key=lambda run: run.results["iter"][-1])
-    return {run.info["run"]: run for run in others} | runs
+    return {run.info["run"]: run for run in others}
 
 
 def read_other_run(folder):

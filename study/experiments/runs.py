@@ -23,7 +23,7 @@ from study import ROOT, StudyError
 from study.dataset import text_of, texts_of
 from study.experiments.results import Run, columns, read_info, read_rows, scores_of
 from study.files import write_files
-from study.identity import digest_of, digest_of_text, identity_of
+from study.identity import digest_of_text, identity_of
 from study.run_folder import load_model, read_run_json
 from study.scoring import sample_answers, stored_bits, tally
 from study.settings import check_setting, defaults_of, run_config_file, settings_of

@@ -52,10 +52,18 @@ def as_type_of(default, text):
     return type(default)(text)
 
 
+def seeds_of(runs, config, *axes, **settings):
+    """{values of the axes: {seed: Run}} of varied(), without the paper's seed."""
+    cells = {}
+    for (*key, seed), run in varied(runs, config, *axes, "seed", **settings).items():
+        if seed != PAPER_SEED:
+            cells.setdefault(tuple(key), {})[seed] = run
+    return cells
+
+
 def by_seed(runs, config, **settings):
     """{seed: Run} of the runs that differ from a config's in their seed alone, without the paper's seed."""
-    found = varied(runs, config, "seed", **settings).items()
-    return {seed: run for (seed,), run in found if seed != PAPER_SEED}
+    return seeds_of(runs, config, **settings).get((), {})
 
 
 def seeds(runs, config, **settings):
@@ -64,18 +72,6 @@ def seeds(runs, config, **settings):
 
 
 def seeds_by(axis, runs, config, **settings):
-    """{value of a second axis: its seeds()}."""
-    cells = {}
-    for (value, seed), run in varied(runs, config, axis, "seed", **settings).items():
-        if seed != PAPER_SEED:
-            cells.setdefault(value, []).append(run)
-    return cells
-
-
-def seeds_of(runs, *axes, **settings):
-    """{values of the axes: {seed: Run}}, without the paper's seed."""
-    cells = {}
-    for (*key, seed), run in varied(runs, N14, *axes, "seed", **settings).items():
-        if seed != PAPER_SEED:
-            cells.setdefault(tuple(key), {})[seed] = run
-    return cells
+    """{value of an axis: the runs of its seeds}."""
+    return {value: list(of_seed.values())
+            for (value,), of_seed in seeds_of(runs, config, axis, **settings).items()}

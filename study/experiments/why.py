@@ -192,7 +192,7 @@ def slope_of(found):
 
 def order(runs):
     """{n: the paper's text against lines in changing order} (experiments/changing_order.py)."""
-    paper, changing = seeds_of(runs, "n_embd"), seeds_of(runs, "n_embd", shuffles=50)
+    paper, changing = seeds_of(runs, N14, "n_embd"), seeds_of(runs, N14, "n_embd", shuffles=50)
     tests = corrected({n: paired_scores(f"n{n}: changing order minus the paper's", cell, paper.get((n,), {}))
                        for (n,), cell in changing.items()})
     return {f"n{n}": {
@@ -208,7 +208,7 @@ def pairs(runs):
     found = {}
     for n, most in ((14, 10), (20, 5)):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
-                 for (pair,), of_seed in seeds_of(runs, "held_out", n_embd=n).items() if is_pair(pair)}
+                 for (pair,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items() if is_pair(pair)}
         means = {pair: np.mean(scores) for pair, scores in at_last(cells, "held_out").items() if scores}
         if len(means) == 45:
             found[f"n{n}"] = edge(f"n{n}", means)
@@ -237,7 +237,7 @@ def shares(runs):
     found = {}
     for n in (10, 14, 20, 28, 56):
         cells = {count: [] for count in counts}
-        for (drawn,), of_seed in seeds_of(runs, "held_out", n_embd=n).items():
+        for (drawn,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items():
             for seed, run in of_seed.items():
                 for count in counts:
                     if drawn == table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out:

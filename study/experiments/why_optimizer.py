@@ -4,7 +4,7 @@ import math
 
 from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of, score
 from study.experiments.results import right_and_total
-from study.experiments.select import seeds_of
+from study.experiments.select import N14, seeds_of
 
 # The schedule of experiments/long.py: the paper's, ten times as long.
 TENFOLD = {"max_iters": 300_000, "warmup_iters": 20_000, "lr_decay_iters": 250_000, "eval_interval": 2_500}
@@ -19,7 +19,7 @@ def key_of(value):
 def by_rate(runs, *axes):
     """{(values of the axes, largest rate): {seed: Run}} where the smallest rate is a hundredth of it."""
     return {(*key, rate): of_seed
-            for (*key, rate, least), of_seed in seeds_of(runs, *axes, "learning_rate", "min_lr").items()
+            for (*key, rate, least), of_seed in seeds_of(runs, N14, *axes, "learning_rate", "min_lr").items()
             if math.isclose(least, rate / 100)}
 
 
@@ -100,7 +100,7 @@ def longer(runs):
     """{n: {weight decay: runs of 300,000 iterations against those of 30,000}} (experiments/long.py)."""
     usual, tenfold = {}, {}
     for cells, schedule in ((usual, {}), (tenfold, TENFOLD)):
-        for (n, decay), of_seed in seeds_of(runs, "n_embd", "weight_decay", **schedule).items():
+        for (n, decay), of_seed in seeds_of(runs, N14, "n_embd", "weight_decay", **schedule).items():
             cells.setdefault(n, {})[decay] = of_seed
     each = corrected({(n, decay): paired_scores(f"n{n}, weight decay {decay:g}: 300,000 minus 30,000", cell,
                                                 usual.get(n, {}).get(decay, {}))
