@@ -15,9 +15,10 @@ from study.scoring import NUM_SAMPLES
 from study.experiments.figures import (
     CURVES, TWO_COLUMNS, draw_cells, draw_nothing, label_iterations, plt, save_figure,
 )
-from study.experiments.findings import drawn, findings
+from study.experiments.findings import findings
 from study.experiments.results import published_runs
 from study.experiments.select import seeds
+from study.experiments.titles import FIGURES, drawn
 from study.experiments.why_figures import figures_of_why
 from study.experiments.width_figures import (
     plot_accuracy, plot_at_fit, plot_held_out, plot_map, plot_pairs,
@@ -108,7 +109,7 @@ def figures_of(runs):
         "held_out": lambda: plot_held_out(found["held_out"]), "pairs": lambda: plot_pairs(found["by_pair"]),
         "orders": lambda: plot_orders(found),
     }
-    return {name: plots[name]() for name in drawn(found) if name in plots} | figures_of_why(found["why"])
+    return {name: plots[name]() for name in drawn(found, FIGURES)} | figures_of_why(found["why"])
 
 
 def main(cfg):

@@ -11,10 +11,11 @@ from pathlib import Path
 from study import ROOT, StudyError
 from study.files import write_files
 from study.experiments.embeddings import embeddings_of
-from study.experiments.findings import drawn, findings
+from study.experiments.findings import findings
 from study.experiments.results import other_runs, published_runs
 from study.experiments.tables import tables_of
 from study.experiments.text import text_of, wrapped
+from study.experiments.titles import titles
 from study.experiments.why_tables import tables_of_why
 from study.settings import run_script
 
@@ -23,33 +24,11 @@ out_dir = ""  # folder of the pages; this one for results, else root_dir. A READ
 
 PAGES = {"results": "RESULTS.md", "tables": "docs/tables.md", "why": "docs/why.md",
          "figures": "docs/figures.md"}  # of docs/<key>_template.md
-FIGURES = {  # of plot_experiment.py
-    "seeds_math": "Arithmetic: accuracy over iterations",
-    "seeds_facts": "Capitals: accuracy over iterations",
-    "seeds_both": "Both: accuracy over iterations",
-    "map": "The map of capacity",
-    "accuracy": "Trained and held-out problems and a random table, by width",
-    "accuracy_wide": "Trained and held-out problems and a random table, by width",
-    "at_fit": "Held-out problems when the trained ones are first fitted, and at the end",
-    "held_out": "Held-out problems by width",
-    "orders": "Held-out problems by order and seed",
-    "pairs": "Held-out problems by pair: sums above the diagonal, differences below",
-    "capacity": "What a width holds of a random table, and what it has of the held-out problems",
-    "tables": "The width at which generalization ends over the width that holds half of a random table",
-    "changing_order": "Held-out score with the paper's text and with changing orders",
-    "held_out_share": "Held-out score over the number of held-out pairs",
-    "rates": "Held-out score over the learning rate",
-    "decays": "Held-out score by learning rate and weight decay",
-    "times": "Iterations until 90% are right",
-    "embeddings": "Digits' embeddings in the plane of their first two principal components",
-}
 
 
 def report(found, root, repo, page):
     """A page with findings(); root, repo: folders of the figures and of the repository, as seen from it."""
-    names = drawn(found)
-    figures = {name: f"![{title}]({root}/{name}.png)" if name in names else ""
-               for name, title in FIGURES.items()}
+    figures = {name: title and f"![{title}]({root}/{name}.png)" for name, title in titles(found).items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
     values = found | {"root": root, "repo": repo, "figures": figures, "tables": tables}
     template = (ROOT / "docs" / f"{page}_template.md").read_text(encoding="utf-8")

@@ -7,10 +7,11 @@ from conftest import ROOT, cells_of_row
 from made_up import PASSING, RUNS, a_run, seeds
 
 import report
-from study.experiments.findings import drawn, findings
+from study.experiments.findings import findings
 from study.experiments.results import NEEDED, published_runs, read_runs, right_and_total
 from study.experiments.runs import write_tables
 from study.experiments.tables import tables_of
+from study.experiments.titles import titles
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 RESULTS = ROOT / "results"
@@ -53,7 +54,7 @@ def test_places_without_runs_say_so_and_the_others_are_filled(page):
     found = findings(seeds(PASSING, "math_mini_14", [1]))
     text = report.report(found, "results", ".", page)
     assert not re.search(r"\{[\w.]+", text) and ("no runs yet" in text or page == "figures")
-    pictures = {f"results/{name}.png" for name in drawn(found)}
+    pictures = {f"results/{name}.png" for name, title in titles(found).items() if title}
     assert {path for path in re.findall(r"\((results/\w+\.png)\)", text) if "grid" not in path} <= pictures
     with pytest.raises(KeyError):
         report.fill("{math.n14.generalises}", found)

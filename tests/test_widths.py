@@ -12,12 +12,13 @@ from study.dataset import text_of
 from study.experiments import width_figures
 from study.experiments.cells import rate
 from study.experiments.figures import jittered
-from study.experiments.findings import drawn, findings
+from study.experiments.findings import findings
 from study.experiments.floors import floors, windows_of, windows_of_any_order
 from study.experiments.problems import by_pair, problems_of
 from study.experiments.results import columns, published_runs
 from study.experiments.runs import DATA_DEFAULTS
 from study.experiments.tables import tables_of
+from study.experiments.titles import FIGURES, drawn
 from study.experiments.widths import at_fit, window
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -190,7 +191,7 @@ def test_few_widths_and_no_random_tables_have_a_headline(widths):
 
 def test_widths_that_learn_next_to_nothing_are_not_in_the_headline():
     small = seeds(MEMORY, N14, [1], n_embd=2) | seeds(MEMORY, N14, [1], n_embd=3)
-    assert not {"accuracy", "accuracy_wide"} & set(drawn(findings(small)))
+    assert not {"accuracy", "accuracy_wide"} & set(drawn(findings(small), FIGURES))
 
 
 def test_dots_of_a_width_lie_side_by_side():

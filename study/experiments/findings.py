@@ -10,16 +10,15 @@ import numpy as np
 from study.tasks import HELD_OUT
 from study.experiments.cells import (
     CRITERIA, MARGIN, SCORED, all_of, at_some, compared, corrected, no_difference, of_cell, paired_rates,
-    paired_scores, percents_at_last, rate_of, score, span, spread,
-    verdict,
+    paired_scores, percents_at_last, rate_of, score, span, spread, verdict,
 )
 from study.experiments.floors import floors
 from study.experiments.problems import by_pair, held_out, is_pair
 from study.experiments.results import GRIDS, LATE, SIZES, best_evaluation, right_and_total
 from study.experiments.select import N14, PAPER_SEED, by_seed, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, permutation_p, two_way_shares
-from study.experiments.why import drawn_of_why, why
-from study.experiments.widths import NARROWEST, at_fit, window
+from study.experiments.why import why
+from study.experiments.widths import at_fit, window
 
 TASKS = tuple(GRIDS.values())
 SMALL = ("n14", "n28", "n56")
@@ -261,14 +260,3 @@ def made_by(runs, step, precision, **settings):
             if (run.info["step"].split(" (")[0], run.info["dtype"]) == (step, precision)}
     made.pop(PAPER_SEED, None)
     return made
-
-
-def drawn(found):
-    """The figures of plot_experiment.py that there are runs for."""
-    by_width = found["by_width"]
-    has_runs = {
-        **{f"seeds_{task}": sum(cell["runs"] for cell in found[task].values()) for task in TASKS},
-        **dict.fromkeys(("accuracy", "accuracy_wide"), sum(n >= NARROWEST for n in by_width["math"]) > 1),
-        "map": any(by_width.values()), "at_fit": len(found["at_fit"]) > 1, "held_out": found["held_out"],
-        "orders": found["orders"]["held_out_right"], "pairs": found["by_pair"]}
-    return [name for name, runs in has_runs.items() if runs] + drawn_of_why(found["why"])

@@ -31,16 +31,6 @@ def why(runs):
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
 
 
-def drawn_of_why(found):
-    """The figures of study/experiments/why_figures.py and plot_embeddings.py that there are runs for."""
-    has_runs = {"capacity": found["capacity"]["by_width"], "times": found["times"],
-                "tables": whole(found["tables"]["by_table"]), "rates": found["rates"],
-                "decays": found["decays"], "changing_order": found["order"],
-                "held_out_share": found["shares"],
-                "embeddings": found.get("embeddings")}
-    return [name for name, runs in has_runs.items() if runs]
-
-
 def random_tables(runs):
     """{n: runs} of random tables with the paper's settings."""
     cells = {}

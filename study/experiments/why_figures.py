@@ -6,7 +6,8 @@ from study.experiments.figures import (
     COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, WIDTHS, draw_cells, draw_means, jittered, label_widths,
     plt,
 )
-from study.experiments.why import drawn_of_why, whole
+from study.experiments.titles import FIGURES_OF_WHY, drawn
+from study.experiments.why import whole
 from study.experiments.why_optimizer import rates_of
 
 
@@ -20,7 +21,7 @@ def figures_of_why(found):
         "changing_order": lambda: plot_order(found["order"]),
         "held_out_share": lambda: plot_shares(found["shares"]),
     }
-    return {name: plots[name]() for name in drawn_of_why(found) if name in plots}
+    return {name: plots[name]() for name in drawn(found, FIGURES_OF_WHY) if name in plots}
 
 
 def plot_capacity(by_width):
