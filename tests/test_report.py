@@ -117,7 +117,8 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert all(facts[n]["last"]["facts"]["mean"] > 97 for n in ("n28", "n56"))
     assert all(both[n]["generalizes"]["right"] == 0 for n in both)
     assert both["n14"]["last"]["trained"]["mean"] < 30
-    assert found["weight_decay"]["n14"]["verdict"] == "equivalent"
+    verdicts = {n: change["verdict"] for n, change in found["weight_decay"].items()}
+    assert verdicts == {"n14": "equivalent", "n28": "cannot tell", "n56": "equivalent"}
     assert found["weight_decay"]["n14"]["at_best"]["interval"][1] < 0
     assert found["smallest"]["widths"] == ["n10", "n11", "n12", "n13", "n14"]
     assert found["smallest"]["paper_seed"] == ["n13"]
