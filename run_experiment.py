@@ -11,22 +11,24 @@ on a GPU runs of equal shape train together (study/train_stack.py). study/experi
 the tables.
 """
 
-import ctypes
-import functools
 import itertools
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from study import ROOT, StudyError  # first: from here on Ctrl-C ends in one line
 import torch
 
+import train_with_eval
 from study.dataset import read_meta
 from study.device import setup_device
 from study.experiments.results import read_tables
@@ -49,9 +51,6 @@ WRITE_EVERY = 300  # seconds between writing the tables
 LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
 TERMINAL = sys.stdout.isatty()
 CLEAR = "\r\x1b[K" if TERMINAL else ""  # of the progress line
-# Has Linux send a new process SIGTERM when we end, even by SIGKILL: 1 is PR_SET_PDEATHSIG.
-LINUX = sys.platform == "linux"
-END_WITH_PARENT = functools.partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM) if LINUX else None
 
 
 def cores():
@@ -66,18 +65,45 @@ def prepare(experiment):
             raise StudyError(f"python {' '.join(command)} failed", status=1)
 
 
-def start(settings, folder, device, threads):
-    """Starts a run or resumes it, with its output appended to train.log; returns the process."""
+def start(settings, folder, device):
+    """Starts a run or resumes it in a process of its own, which it returns."""
     folder.mkdir(parents=True, exist_ok=True)
     resume = ["--init_from=resume"] if (folder / "run.json").exists() else []
     changed = (f"--{key}={value}" for key, value in train_settings(settings).items())
-    command = [sys.executable, "train_with_eval.py", config_file(settings), f"--out_dir={folder}",
-               f"--device={device}", *changed, *resume]
-    with open(folder / "train.log", "a") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads,
-            start_new_session=True,  # Ctrl-C is ours to pass on
-            preexec_fn=END_WITH_PARENT)
+    command = ["train_with_eval.py", str(config_file(settings)), f"--out_dir={folder}", f"--device={device}",
+               *changed, *resume]
+    on_cpu = device == "cpu"
+    # A start takes seconds, most of them to import PyTorch. So on Linux a process that has imported it is
+    # forked for each run; not for a GPU, where CUDA forbids it.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" and on_cpu else "spawn")
+    context.set_forkserver_preload(["run_experiment", "torch._dynamo"])  # AdamW imports the second
+    process = context.Process(target=train, args=(command, folder / "train.log", on_cpu))
+    process.start()
+    return process
+
+
+def train(command, path, one_thread):
+    """Runs train_with_eval.py in this process, with its output appended to a file."""
+    os.setsid()  # Ctrl-C is for run_experiment.py to pass on
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if one_thread:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the command that resumes
+        torch.set_num_threads(1)
+    with open(path, "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.argv = command
+    try:
+        run_script(train_with_eval.main, vars(train_with_eval))
+    except Exception:  # else multiprocessing would print all of them as tracebacks
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+
+
+def end_with_parent():
+    """Stops this process as soon as the one that started it has ended, even by SIGKILL."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_free(folder):
@@ -194,7 +220,7 @@ def made_before(experiment, tables, folders, overwrite):
     return finished, done, replaced
 
 
-def run_all(experiment, root, table, device, jobs, threads, stack_memory=0, overwrite=False):
+def run_all(experiment, root, table, device, jobs, stack_memory=0, overwrite=False):
     """Makes {name: settings} complete, with their tables in the folder `table`; returns the runs that failed.
 
     `jobs` train at a time, in processes of their own; with bytes for a stack, first those that can train
@@ -231,10 +257,10 @@ def run_all(experiment, root, table, device, jobs, threads, stack_memory=0, over
         finally:
             write()
         waiting = [name for name in waiting if name not in finished]
-    return run_side_by_side(experiment, folders, waiting, device, jobs, threads, finish, write)
+    return run_side_by_side(experiment, folders, waiting, device, jobs, finish, write)
 
 
-def run_side_by_side(experiment, folders, waiting, device, jobs, threads, finish, write):
+def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
     """Trains the waiting runs, `jobs` at a time, in processes of their own; returns the runs that failed.
 
     Calls finish(name) for each that is complete, and write() from time to time and at the end.
@@ -246,12 +272,12 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, threads, finish
             free = (name for name in waiting if is_free(folders[name]))
             for name in list(itertools.islice(free, jobs - len(running))):
                 waiting.remove(name)
-                running[name] = start(experiment[name], folders[name], device, threads)
-            time.sleep(1)
+                running[name] = start(experiment[name], folders[name], device)
+            wait([process.sentinel for process in running.values()], timeout=1)  # seconds
             for name, process in list(running.items()):
-                if process.poll() is not None:
+                if not process.is_alive():
                     del running[name]
-                    if process.returncode:
+                    if process.exitcode:
                         failed.append(name)
                         print(f"{CLEAR}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
@@ -275,7 +301,7 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, threads, finish
         for process in running.values():
             process.terminate()
         for process in running.values():
-            process.wait()
+            process.join()
         print(f"{CLEAR}stopped; the same command goes on", file=sys.stderr)
         raise
     finally:
@@ -288,13 +314,11 @@ def main(cfg):
     on_cpu = device.type == "cpu"
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # then a closed pipe is an exception, like the others
     jobs = cfg.jobs or (cores() if on_cpu else 1)
-    # With any number of jobs: PyTorch's step rounds by its threads.
-    threads = {"OMP_NUM_THREADS": "1"} if on_cpu else {}
     root = Path(cfg.root_dir).resolve()
     os.chdir(ROOT)  # where the scripts and configs are
     root = Path(os.path.relpath(root))
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    failed = run_all(runs_by_name(cfg.runs), root, root / cfg.out_dir, str(device), jobs, threads,
+    failed = run_all(runs_by_name(cfg.runs), root, root / cfg.out_dir, str(device), jobs,
                      stack_memory=free / 2, overwrite=cfg.overwrite)
     if failed:
         raise StudyError(f"{len(failed)} runs failed ({', '.join(failed)}); the same command tries them "

@@ -4,10 +4,10 @@ import csv
 import gzip
 import io
 import json
+import multiprocessing
 import re
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from study.settings import run_config_file
 from study.tasks import arithmetic, table_of
 
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.py"))
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def runs_of(path):
@@ -88,7 +87,7 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     def run(max_iters, **changed):
         experiment = {"one": {"config": "math_mini_14", "seed": 1, "line_seed": 3, "max_iters": max_iters},
                       "two": {"config": "facts_mini_14", "max_iters": max_iters}}
-        options = {"device": "cpu", "jobs": 2, "threads": ONE_THREAD} | changed
+        options = {"device": "cpu", "jobs": 2} | changed
         return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", **options)
 
     assert run(3) == []
@@ -119,12 +118,27 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
 
 
+def test_where_a_run_cannot_be_forked_it_is_the_same(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+
+    def run(folder):
+        experiment = {"one": {"config": "math_mini_14", "max_iters": 3}}
+        assert run_experiment.run_all(experiment, folder, folder / "mine", "cpu", 1) == []
+        return (folder / "runs/one/results.csv").read_bytes(), (folder / "runs/one/train.log").read_text()
+
+    forked = run(tmp_path / "forked")
+    spawn = multiprocessing.get_context("spawn")  # as on a GPU and on macOS
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: spawn)
+    rows, log = run(tmp_path / "spawned")
+    assert rows == forked[0] and len(log.splitlines()) == len(forked[1].splitlines()) > 3
+
+
 def test_a_run_without_its_last_checkpoint_is_not_complete(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
 
     def run():
         experiment = {"one": {"config": "math_mini_14", "max_iters": 3}}
-        return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1, ONE_THREAD)
+        return run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1)
 
     assert run() == []
     folder = tmp_path / "runs/one"
@@ -220,13 +234,12 @@ def test_a_killed_experiment_ends_its_runs_and_the_same_command_goes_on(start, s
         time.sleep(0.1)
     process.kill()
     process.wait()
-    if sys.platform == "linux":  # elsewhere the run goes on, and the second command waits for it
-        deadline = time.monotonic() + PATIENCE
-        while not run_experiment.is_free(folder):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert 0 < json.loads((folder / "run.json").read_text())["saved_iter_num"] < 20_000
-        assert "stopped at iteration" in (folder / "train.log").read_text()
+    deadline = time.monotonic() + PATIENCE
+    while not run_experiment.is_free(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert 0 < json.loads((folder / "run.json").read_text())["saved_iter_num"] < 20_000
+    assert "stopped at iteration" in (folder / "train.log").read_text()
     again = script(*command)
     assert again.returncode == 0, again.stderr
     assert [row["iter"] for row in tables(in_tmp / "mine")[1]] == [str(it) for it in range(0, 20_001, 250)]
@@ -263,7 +276,7 @@ def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, 
 def test_a_run_that_another_experiment_published_is_not_made_again(project, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(project)
     experiment = runs_by_name([{"config": "math_mini_14", "n_embd": 2, "max_iters": 3}])
-    options = {"root": tmp_path, "device": "cpu", "jobs": 1, "threads": ONE_THREAD}
+    options = {"root": tmp_path, "device": "cpu", "jobs": 1}
     assert run_experiment.run_all(experiment, table=tmp_path / "a", **options) == []
     shutil.rmtree(tmp_path / "runs")
     assert run_experiment.run_all(experiment, table=tmp_path / "b", **options) == []
@@ -274,7 +287,7 @@ def test_a_run_that_another_experiment_published_is_not_made_again(project, monk
 
 def test_what_is_no_longer_listed_stays_in_the_tables(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
-    options = tmp_path, tmp_path / "mine", "cpu", 1, ONE_THREAD
+    options = tmp_path, tmp_path / "mine", "cpu", 1
     two, one = (runs_by_name(grid(config="math_mini_14", n_embd=n, max_iters=3)) for n in ([2, 3], [3]))
     assert run_experiment.run_all(two, *options) == []
     shutil.rmtree(tmp_path / "runs")

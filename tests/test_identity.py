@@ -22,7 +22,6 @@ from study.state import set_up
 
 N14 = {"config": "math_mini_14"}
 SETTINGS = sorted(settings_of(ROOT / "train_with_eval.py").keys() - FREE) + ["line_seed", "held_out"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def run_in(project, monkeypatch, tmp_path):
     def run(table, name="one", overwrite=False, **settings):
         return run_experiment.run_all(
             {name: N14 | {"max_iters": 3} | settings}, tmp_path, tmp_path / table, "cpu", jobs=1,
-            threads=ONE_THREAD, overwrite=overwrite)
+            overwrite=overwrite)
 
     return run
 

@@ -154,7 +154,7 @@ def run(project, monkeypatch, tmp_path):
     def run(max_iters, **settings):
         monkeypatch.chdir(project)
         experiment = {"one": N14 | settings | {"max_iters": max_iters}}
-        options = {"device": "cpu", "jobs": 1, "threads": {"OMP_NUM_THREADS": "1"}}
+        options = {"device": "cpu", "jobs": 1}
         assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", **options) == []
         return read_tables(tmp_path / "mine")["one"]
 

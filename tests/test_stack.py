@@ -220,9 +220,8 @@ def test_what_can_train_together_does(project, monkeypatch):
 
 def run_all(experiment, folder):
     """Makes the runs of an experiment, stacks first, and checks that none failed; returns {run: its step}."""
-    threads = {"OMP_NUM_THREADS": "1"}
     table = folder / "mine"
-    assert run_experiment.run_all(experiment, folder, table, "cpu", 1, threads, stack_memory=8e9) == []
+    assert run_experiment.run_all(experiment, folder, table, "cpu", 1, stack_memory=8e9) == []
     return {name: run.info["step"] for name, run in read_tables(table).items()}
 
 
