@@ -54,7 +54,7 @@ def test_models_are_trained_measured_and_drawn(project, in_tmp, monkeypatch, cap
     assert "iter 0:" not in capsys.readouterr().out
     assert (in_tmp / "embeddings.csv").read_bytes() == written
     found = embeddings_of(in_tmp)
-    assert {name: cell["runs"] for name, cell in found.items()} == {"n14 without": 2, "n28 at 2": 2}
+    assert {name: cell["runs"] for name, cell in found.items()} == {"n14, fewer right": 2, "n28 at 2": 2}
     table = tables_of_why(why({}) | {"embeddings": found})["embeddings"]
     assert cells_of_row(table, "n28 at 2")[1] == "2"
 

@@ -142,7 +142,7 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     others = [cell for cell in found["why"]["rates"]["n28"].values() if cell["rate"] != 0.01]
     assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)
     # what is still running
-    assert not found["why"]["order"] and found["why"]["tables"]["slope"]["value"] is None
+    assert not found["why"]["order"]["by_width"] and found["why"]["tables"]["slope"]["value"] is None
 
 
 def share(rate):

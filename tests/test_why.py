@@ -8,9 +8,11 @@ from conftest import ROOT
 from made_up import a_run, made
 
 from study.experiments.embeddings import embeddings_of
+from study.experiments.problems import share_seen
 from study.experiments.results import columns, published_runs
-from study.experiments.why import edge, why
+from study.experiments.why import KNOWN_PAIRS, edge, half, why
 from study.experiments.why_figures import figures_of_why
+from study.settings import run_config_file
 from study.tasks import table_of
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -48,7 +50,8 @@ def found():
         made(a_rule(20), "math_mini_28", seed=seed, learning_rate=0.03, min_lr=0.0003)
         for seed in range(1, 6)
     ), *(
-        made(a_rule(30), N14, n_embd=28, seed=seed, shuffles=50) for seed in seeds
+        made(a_rule(right), N14, n_embd=n, seed=seed, shuffles=50)
+        for n, right in ((16, 40), (28, 30), (32, 0)) for seed in seeds
     ))
     for pair in (f"{a},{b}" for a in range(9) for b in range(a + 1, 10)):
         runs |= made(a_rule(0 if {"0", "9"} & set(pair) else 40), N14, seed=1, held_out=pair)
@@ -95,9 +98,18 @@ def test_a_learning_rate_is_compared_with_the_papers_on_the_same_seeds(found):
 
 
 def test_changing_orders_are_compared_with_the_papers_order_on_the_same_seeds(found):
-    assert list(found["order"]) == ["n28"]
-    assert found["order"]["n28"]["against"]["difference"] == pytest.approx(0.75)
-    assert found["order"]["n28"]["changing"]["mean"] == 75 and found["order"]["n28"]["paper"]["mean"] == 0
+    cells = found["order"]["by_width"]
+    assert list(cells) == ["n16", "n28", "n32"]
+    assert cells["n28"]["against"]["difference"] == pytest.approx(0.75)
+    assert cells["n28"]["changing"]["mean"] == 75 and cells["n28"]["paper"]["mean"] == 0
+
+
+def test_the_width_at_which_a_changing_order_loses_the_rule_is_compared_with_the_papers(found):
+    order = found["order"]
+    assert order["paper"]["value"] == pytest.approx(math.sqrt(16 * 28))
+    assert order["changing"]["value"] == pytest.approx(28 ** (1 / 3) * 32 ** (2 / 3), rel=0.05)
+    ratio = order["changing"]["value"] / order["paper"]["value"]
+    assert order["ratio"]["value"] == pytest.approx(ratio) and order["ratio"]["interval"][0] > 1
 
 
 def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
@@ -111,8 +123,10 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):
     [pairs] = found["pairs"].values()
-    assert pairs["difference"] == -1 and pairs["p"] < 0.001
-    assert (pairs["at_edge"], pairs["inside"]) == (0, 100)
+    assert {name: edge["pairs"] for name, edge in pairs.items()} == {"new": 34, "all": 45, "seen": 42}
+    for edges in pairs.values():
+        assert edges["difference"] == -1 and edges["p"] < 0.001
+        assert (edges["at_edge"], edges["inside"]) == (0, 100)
     even = {f"{a},{b}": float((a + b) % 2) for a in range(10) for b in range(a + 1, 10)}
     assert edge("chance", even)["p"] > 0.2
 
@@ -120,7 +134,57 @@ def test_pairs_at_the_edge_are_told_from_those_inside(found):
 def test_the_score_over_the_number_of_held_out_pairs_has_a_slope(found):
     shares = found["shares"]["n10"]
     assert shares["by_count"] == {1: 100, 2: 75, 5: 0} and shares["runs"] == 9
+    assert shares["seen"] == {1: 100, 2: 100, 5: 100}
     assert shares["slope"]["value"] == pytest.approx(-25) and shares["slope"]["interval"][1] < 0
+
+
+def test_seeds_that_an_experiment_does_not_list_are_no_runs_of_it(found):
+    drawn = table_of({"held_out": "1 pair of seed 25"}).held_out
+    assert drawn == "5,7"  # so runs of the paper's pair look like one of its seeds
+    runs = together(*(made(a_rule(0), N14, seed=seed, held_out=drawn) for seed in (24, 25)), *(
+        made(a_rule(40), N14, seed=1, held_out=table_of({"held_out": f"{count} pairs of seed 1"}).held_out)
+        for count in (1, 2)))
+    assert why(runs)["shares"]["n14"]["runs"] == 2
+
+
+def test_the_pairs_that_raised_a_question_are_those_that_were_run_before():
+    before = {settings["held_out"] for settings in run_config_file(ROOT / "experiments/pairs.py")["runs"]}
+    assert set(KNOWN_PAIRS) == before | {"5,7"}
+
+
+def test_a_table_that_no_width_generalizes_on_has_no_width_that_loses_the_rule():
+    runs = {}
+    for n, right in ((4, 0), (8, 0), (16, 0), (28, 0)):
+        for seed in (1, 2, 3):
+            drawn = {"held_out": f"1 pair of seed {seed}", "operations": "add"}
+            table = {"operations": "add", "held_out": table_of(drawn).held_out, "line_seed": seed}
+            runs |= made(a_rule(20 if n == 8 and seed == 1 else right), N14, n_embd=n, seed=seed, **table)
+            runs |= made(a_table(n / 28), N14, n_embd=n, seed=seed, answer_seed=seed, **table)
+    table = why(runs)["tables"]["by_table"]["add to 9"]
+    assert table["n_mem"]["value"] == pytest.approx(14, rel=0.05) and table["most"] == pytest.approx(100 / 6)
+    assert table["n_gen"]["value"] is None and table["ratio"]["value"] is None
+
+
+def test_a_draw_whose_curve_does_not_pass_the_half_counts_at_the_end_of_the_widths():
+    cells = {8: [1.0, 1.0, 1.0], 16: [1.0, 1.0, 1.0], 32: [1.0, 0.0, 0.0]}
+    finding = half("made up", cells, falling=True)
+    assert 16 < finding["value"] < 32 and finding["interval"][1] == pytest.approx(32)
+
+
+def test_the_slope_is_also_told_without_one_of_the_tables(found):
+    assert found["tables"]["slope_without_one"]["values"] == []  # three tables are too few
+
+
+def test_tables_of_other_sizes_hold_out_different_pairs_whose_answers_other_lines_have():
+    cells = {}
+    for settings in run_config_file(ROOT / "experiments/table_size.py")["runs"]:
+        if "answer_seed" not in settings:
+            table = {key: settings[key] for key in ("operations", "max_operand")}
+            held_out = table_of(table | {"held_out": settings["held_out"]}).held_out
+            assert share_seen(held_out, **table) == 1
+            cells.setdefault(tuple(table.values()), {}).setdefault(settings["seed"], held_out)
+    for of_seed in cells.values():
+        assert len(of_seed) == len(set(of_seed.values())) == 5
 
 
 def test_all_of_it_is_drawn(found):
@@ -172,5 +236,5 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     assert low < 25 < high
     arcs = {name: cell["circle"]["mean"] for name, cell in embeddings_of(ROOT / "results").items()}
     chance = embeddings_of(ROOT / "results")["n28 at 30,000"]["circle_chance"]["mean"]
-    assert min(arcs["n14 with the rule"], arcs["n14 without"], arcs["n28 at 1,750"]) > 70
+    assert min(arcs["n14, all four right"], arcs["n14, fewer right"], arcs["n28 at 1,750"]) > 70
     assert arcs["n28 at 30,000"] < 40 and arcs["n28 at 30,000"] - chance < 15

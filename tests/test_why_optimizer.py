@@ -117,9 +117,11 @@ def test_seeds_beyond_the_first_five_do_not_outweigh_the_other_rates():
 
 
 def test_the_best_pair_of_each_width_has_weight_decay(found):
-    means = {pair: finding["mean"] for pair, finding in found["best_pairs"].items()}
-    assert means["n28 (rate 0.001, weight decay 3)"] == 100 and sorted(means.values()) == [0, 50, 100, 100]
-    means = {pair: finding["mean"] for pair, finding in found["best_pairs_from_0_003"].items()}
+    means = {pair: finding["value"] for pair, finding in found["best_pairs"].items()}
+    assert means.pop("n28 (rate 0.001, weight decay 3)") == 100
+    [(pair, mean)] = means.items()
+    assert pair.startswith("n56 ") and mean == 0  # n14 and n20 are not what the prediction is about
+    means = {pair: finding["value"] for pair, finding in found["best_pairs_from_0_003"].items()}
     [n28] = [mean for pair, mean in means.items() if pair.startswith("n28 ")]
     assert n28 == 50
 
@@ -134,7 +136,8 @@ def test_long_runs_are_compared_with_the_usual_ones_of_the_same_seeds_and_weight
     n28, n56 = found["longer"]["n28"], found["longer"]["n56"]
     usual = {"0": 0, "0_1": 0, "1": -0.5}  # what n28 has over what it has after 30,000 iterations
     assert {key: cell["against"]["difference"] for key, cell in n28["by_decay"].items()} == usual
-    assert [cell["held_out"]["mean"] for cell in n56["by_decay"].values()] == [0, 100, 100]
+    assert [cell["score"]["value"] for cell in n56["by_decay"].values()] == [0, 100, 100]
+    assert found["longer_scores"]["n56, weight decay 1,"]["value"] == 100
     assert [cell["most"] for cell in n56["by_decay"].values()] == [75, 100, 100]
     assert n56["against"]["difference"] == pytest.approx(2 / 3) and n56["against"]["seeds"] == 15
     assert n56["against"]["p"] < 0.05 and n56["by_decay"]["1"]["against"]["p"] > 0.05  # five pairs are few
@@ -148,10 +151,10 @@ def test_the_tables_have_a_row_for_each_width_and_weight_decay(found):
     assert cells_of_row(tables["decays"], "n28 | 0")[2:] == [
         "0 (20)", "0 (20)", "0", "0 (20)", "0 (20)", "0 (20)", "–"]
     assert cells_of_row(tables["decays"], "n28 | 3")[2:8] == ["100", "0", "0", "0", "0", "0"]
-    assert cells_of_row(tables["decays"], "n28 | 1")[8].startswith("+50 points (+50 to +50; ")
+    assert cells_of_row(tables["decays"], "n28 | 1")[8].startswith("+50 points (each; ")
     assert len(tables["decays"].splitlines()) == 2 + 2 + 4 * 4
-    assert cells_of_row(tables["longer"], "n56 | 0.1")[2:5] == ["5", "100", "100"]
-    assert cells_of_row(tables["longer"], "n56 | 0")[2:5] == ["5", "0", "75"]
+    assert cells_of_row(tables["longer"], "n56 | 0.1")[2:5] == ["5", "100%", "100"]
+    assert cells_of_row(tables["longer"], "n56 | 0")[2:5] == ["5", "0%", "75"]
     assert cells_of_row(tables["longer"], "n56 | all of them")[2:5] == ["15", "–", "–"]
 
 

@@ -52,13 +52,13 @@ def measures(embeddings, draws=200):
 
 
 def groups_of(rows):
-    """{name: rows} of embeddings.csv: n14 with the rule and without, n28 at its two iterations."""
-    groups = {"n14 with the rule": [], "n14 without": []}
+    """{name: rows} of embeddings.csv: n14 by what it has of the held-out problems, n28 at its two iterations."""
+    groups = {"n14, all four right": [], "n14, fewer right": []}
     for row in rows:
         n = row["config"].rsplit("_", 1)[-1]
         name = f"n{n} at {int(row['iter']):,}"
         if n == "14":
-            name = "n14 with the rule" if int(row["held_out_correct"]) == 40 else "n14 without"
+            name = "n14, all four right" if int(row["held_out_correct"]) == 40 else "n14, fewer right"
         groups.setdefault(name, []).append(row)
     return {name: of_group for name, of_group in groups.items() if of_group}
 

@@ -6,9 +6,11 @@ data like findings().
 
 from collections import Counter
 
+import numpy as np
+
 from study.experiments.cells import rate, span
 from study.experiments.select import N14, seeds_by
-from study.tasks import HELD_OUT
+from study.tasks import HELD_OUT, arithmetic, table_of
 
 
 def held_out(cells):
@@ -40,6 +42,17 @@ def by_pair(runs):
 def is_pair(held_out):
     """Whether one pair of two different digits is held out."""
     return len(held_out) == 3 and held_out[0] != held_out[2]
+
+
+def share_seen(held_out, **table):
+    """The share of the held-out problems whose answer some trained problem of the operation has too.
+
+    table: other settings of the text, as for table_of().
+    """
+    problems = arithmetic(table_of(table | {"held_out": held_out})).problems
+    trained = {(problem.group, problem.answer) for problem in problems if not problem.held_out}
+    return float(np.mean([(problem.group, problem.answer) in trained
+                          for problem in problems if problem.held_out]))
 
 
 def problems_of(pair):

@@ -120,27 +120,27 @@ def holm(ps):
 def bootstrap(statistic, groups, draws=2000, seed=0):
     """95% percentile interval of statistic(groups), with the runs of each group drawn again.
 
-    groups: a list of lists of values. Draws for which the statistic is nan do not count; (nan, nan) if these
-    are more than one in twenty.
+    groups: a list of lists of values.
     """
     rng, groups = np.random.default_rng(seed), [np.asarray(group, dtype=float) for group in groups]
-    values = np.array([statistic([rng.choice(group, len(group)) for group in groups]) for _ in range(draws)])
-    if np.isnan(values).mean() > 0.05:
-        return math.nan, math.nan
-    return tuple(float(bound) for bound in np.nanpercentile(values, (2.5, 97.5)))
+    values = [statistic([rng.choice(group, len(group)) for group in groups]) for _ in range(draws)]
+    return tuple(float(bound) for bound in np.percentile(values, (2.5, 97.5)))
 
 
-def half_width(widths, shares, falling=False):
+def half_width(widths, shares, falling=False, censored=False):
     """The width at which mean shares (from 0 to 1) pass a half; nan if they do not.
 
     Rising: where they first reach 0.5. Falling: where they last pass half of their maximum, to the right of
-    it. Between two widths the logarithm of the width is interpolated linearly.
+    it. Between two widths the logarithm of the width is interpolated linearly. censored: where they do not
+    pass it, the end of the widths beyond which they would.
     """
     widths, shares = np.log(widths), np.asarray(shares, dtype=float)
     level = shares.max() / 2 if falling else 0.5
     above = np.flatnonzero(shares >= level)
     right = above[-1] + 1 if falling else (above[0] if len(above) else 0)
-    if not len(above) or not 0 < right < len(shares):
-        return math.nan
+    if not len(above):
+        right = len(shares)
+    if not 0 < right < len(shares):
+        return float(np.exp(widths[-1 if right else 0])) if censored else math.nan
     share = (level - shares[right - 1]) / (shares[right] - shares[right - 1])
     return float(np.exp(widths[right - 1] + share * (widths[right] - widths[right - 1])))

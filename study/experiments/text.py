@@ -47,20 +47,25 @@ def text_of_rate(finding):
 
 
 def text_of_difference(finding):
-    """-10 points (-33 to +14; Fisher's exact test p = 0.59)."""
+    """-10 points (-33 to +14; Fisher's exact test p = 0.59), or +0 points (each; ...) if no pair differs."""
     if finding["interval"] is None:  # no runs, or too few to tell how sure it is
         return None
     points = 100 * finding["difference"]
     low, high = (100 * bound for bound in finding["interval"])
     test = "" if finding["p"] is None else f"; {finding['test']} p = {finding['p']:.2g}"
-    return f"{signed(points)} points ({signed(low)} to {signed(high)}{test})"
+    interval = "each" if low == high else f"{signed(low)} to {signed(high)}"
+    return f"{signed(points)} points ({interval}{test})"
 
 
 def text_of_value(finding):
-    """12.5 (12.1 to 13.0), to three digits, or 12.5% (12.1 to 13.0) if that is its unit."""
+    """12.5 (12.1 to 13.0), to three digits, or 12.5% (12.1 to 13.0) if that is its unit.
+
+    An interval of a point says only that all runs have the same, and is left out.
+    """
     if finding["value"] is None:
         return None
-    interval = " ({:.3g} to {:.3g})".format(*finding["interval"]) if finding["interval"] else ""
+    low, high = finding["interval"] or (None, None)
+    interval = "" if low == high else f" ({low:.3g} to {high:.3g})"
     return f"{finding['value']:.3g}{finding.get('unit', '')}{interval}"
 
 

@@ -39,7 +39,7 @@ FIGURES_OF_WHY = {
     "rates": ("Held-out score over the learning rate", lambda why: why["rates"]),
     "decays": ("Held-out score by learning rate and weight decay", lambda why: why["decays"]),
     "changing_order": ("Held-out score with the paper's text and with changing orders",
-                       lambda why: why["order"]),
+                       lambda why: why["order"]["by_width"]),
     "held_out_share": ("Held-out score over the number of held-out pairs", lambda why: why["shares"]),
     "embeddings": ("Digits' embeddings in the plane of their first two principal components",
                    lambda why: why.get("embeddings")),

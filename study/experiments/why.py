@@ -10,13 +10,18 @@ import math
 import numpy as np
 
 from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, spread
-from study.experiments.problems import is_pair
+from study.experiments.problems import is_pair, share_seen
 from study.experiments.results import first_evaluation_with
 from study.experiments.select import N14, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
 from study.experiments.why_optimizer import SEEDS, best_pairs, decays, longer, rates
 from study.experiments.widths import NARROWEST
-from study.tasks import table_of
+from study.tasks import HELD_OUT, table_of
+
+LEAST_PEAK = 0.5  # mean held-out score that a width of a table must reach for its n_gen to have a meaning
+# The paper's pair and those of experiments/pairs.py: the question about the edge came from their runs.
+KNOWN_PAIRS = (HELD_OUT, "0,1", "0,9", "1,2", "1,6", "2,5", "2,6",
+               "3,6", "5,6", "6,8", "7,9")
 
 
 def why(runs):
@@ -28,6 +33,8 @@ def why(runs):
             "decays": of_decays, "best_pairs": best_pairs(of_decays),
             "best_pairs_from_0_003": best_pairs(of_decays, least_rate=0.003),
             "longer": of_longer, "longer_against": {n: cell["against"] for n, cell in of_longer.items()},
+            "longer_scores": {f"{n}, weight decay {cell['decay']:g},": cell["score"]
+                              for n, of_width in of_longer.items() for cell in of_width["by_decay"].values()},
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
 
 
@@ -45,42 +52,35 @@ def at_last(cells, what):
     return {key: [percent / 100 for percent in percents_at_last(cell, what)] for key, cell in cells.items()}
 
 
-def estimate(what, statistic, groups):
-    """statistic(groups) with its bootstrap interval; None where it is not defined or a group has few runs."""
-    value = statistic(groups) if groups else math.nan
-    low = high = math.nan
-    if value == value and min(map(len, groups)) > 2:
-        low, high = bootstrap(statistic, groups)
-    return {"what": what, "value": value if value == value else None,
-            "interval": (low, high) if low == low else None}
+def of_widths(what, function, *curves):
+    """function(half_width() of each curve), with its bootstrap interval over the runs.
 
-
-def widths_at_half(*curves):
-    """A statistic of groups: half_width() of each curve, given as ({n: shares}, whether it falls)."""
-    def of(groups):
+    curves: ({n: shares}, whether it falls). In a draw, a curve that does not pass the half counts as passing
+    it at the end of its widths. The value is None if a curve does not pass it, and the interval if a width
+    has fewer than three runs.
+    """
+    def of(groups, censored=True):
         groups = iter(groups)
-        return [half_width(list(cells), [np.mean(next(groups)) for _ in cells], falling)
-                for cells, falling in curves]
+        return function(*(half_width(list(cells), [np.mean(next(groups)) for _ in cells], falling, censored)
+                          for cells, falling in curves))
 
-    return of
+    groups = [group for cells, _ in curves for group in cells.values()]
+    value = of(groups, censored=False) if all(cells for cells, _ in curves) else math.nan
+    if math.isnan(value):
+        return {"what": what, "value": None, "interval": None}
+    return {"what": what, "value": value,
+            "interval": bootstrap(of, groups) if min(map(len, groups)) > 2 else None}
 
 
 def half(what, cells, falling=False):
     """The width at which the mean of {n: shares} passes a half."""
-    width = widths_at_half((cells, falling))
-    return estimate(f"{what}: width at half", lambda groups: width(groups)[0], list(cells.values()))
+    return of_widths(f"{what}: width at half", lambda width: width, (cells, falling))
 
 
 def ratio(what, memory, rule):
     """The width at which the rule is lost over that at which the random table is held."""
-    widths = widths_at_half((memory, False), (rule, True))
-    groups = [*memory.values(), *rule.values()] if memory and rule else []
-
-    def of(groups):
-        n_mem, n_gen = widths(groups)
-        return n_gen / n_mem
-
-    return estimate(f"{what}: n_gen / n_mem", of, groups)
+    return of_widths(f"{what}: n_gen / n_mem", lambda n_mem, n_gen: n_gen / n_mem,
+                     (memory, False), (rule, True))
 
 
 def capacity(runs):
@@ -102,11 +102,13 @@ def capacity(runs):
     memory, rule = at_last(cells, "trained"), at_last(true, "held_out") if cells else {}
     table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
                   if run.info.get("table_bits")]
+    planned = {n: shares[:5] for n, shares in memory.items() if n not in (11, 13)}
     return {
         "by_width": by_width,
         "table_bits": spread("bits of a random table", table_bits, "bits"),
         "n_mem": half("random tables", memory), "n_gen": half("held-out problems", rule, falling=True),
         "ratio": ratio("the paper's table", memory, rule),
+        "ratio_planned": ratio("the paper's table, as planned", planned, rule),
     }
 
 
@@ -149,15 +151,21 @@ def tables(runs):
     for (operations, most), table in cells.items():
         name = f"{operations} to {most}"
         memory, rule = at_last(table["memory"], "trained"), at_last(table["rule"], "held_out")
+        peak = max((float(np.mean(of_width)) for of_width in rule.values()), default=None)
+        falls = rule if peak is not None and peak >= LEAST_PEAK else {}
         found[name] = {
             "problems": (most + 1) ** 2 * (1 + (operations == "both")),
             "runs": sum(map(len, (*memory.values(), *rule.values()))),
-            "n_mem": half(f"{name}, random", memory), "n_gen": half(f"{name}, held out", rule, falling=True),
-            "ratio": ratio(name, memory, rule),
-            "most": max((float(100 * np.mean(of_width)) for of_width in rule.values()), default=None),
+            "n_mem": half(f"{name}, random", memory), "n_gen": half(f"{name}, held out", falls, falling=True),
+            "ratio": ratio(name, memory, falls), "most": None if peak is None else 100 * peak,
             "memory": memory, "rule": rule,
         }
-    return {"by_table": found, "slope": slope_of(found)}
+    slope = slope_of(found)
+    others = [slope_of({name: table for name, table in found.items() if name != left_out})["value"]
+              for left_out in whole(found)] if slope["tables"] > 3 else []
+    return {"by_table": found, "slope": slope,
+            "slope_without_one": {"what": "slope without one of the tables",
+                                  "values": [round(bound(others), 2) for bound in (min, max) if others]}}
 
 
 def whole(found):
@@ -167,41 +175,57 @@ def whole(found):
 
 
 def slope_of(found):
-    """Slope of log n_gen over log n_mem, over the tables of whole()."""
+    """Slope of log n_gen over log n_mem, over the tables of whole(), if there are three or more."""
     of_both = whole(found).values()
     curves = [(table[kind], kind == "rule") for table in of_both for kind in ("memory", "rule")]
-    widths = widths_at_half(*curves)
 
-    def of(groups):
-        at = np.log(widths(groups))
-        return math.nan if np.isnan(at).any() else float(np.polyfit(at[::2], at[1::2], 1)[0])
+    def slope(*widths):
+        return float(np.polyfit(np.log(widths[::2]), np.log(widths[1::2]), 1)[0])
 
-    groups = [group for cells, _ in curves for group in cells.values()] if len(of_both) > 2 else []
-    return estimate("slope of log n_gen over log n_mem", of, groups) | {"tables": len(of_both)}
+    what = "slope of log n_gen over log n_mem"
+    finding = of_widths(what, slope, *curves) if len(of_both) > 2 else {"what": what, "value": None}
+    return {"interval": None} | finding | {"tables": len(of_both)}
 
 
 def order(runs):
-    """{n: the paper's text against lines in changing order} (experiments/changing_order.py)."""
-    paper, changing = seeds_of(runs, N14, "n_embd"), seeds_of(runs, N14, "n_embd", shuffles=50)
-    tests = corrected({n: paired_scores(f"n{n}: changing order minus the paper's", cell, paper.get((n,), {}))
-                       for (n,), cell in changing.items()})
-    return {f"n{n}": {
-        "runs": len(cell), "against": tests[n],
-        "paper": mean(f"n{n}, the paper's text", percents_at_last(
-            [run for seed, run in paper.get((n,), {}).items() if seed in cell], "held_out")),
-        "changing": mean(f"n{n}, changing order", percents_at_last(cell.values(), "held_out")),
-    } for (n,), cell in changing.items()}
+    """The paper's text against lines in changing order: {n: cell}, and where the held-out score has fallen
+    to half, on the same seeds (experiments/changing_order.py)."""
+    changing = {n: of_seed for (n,), of_seed in seeds_of(runs, N14, "n_embd", shuffles=50).items()}
+    paper = {n: {seed: run for seed, run in of_seed.items() if seed in changing.get(n, {})}
+             for (n,), of_seed in seeds_of(runs, N14, "n_embd").items() if n in changing}
+    tests = corrected({n: paired_scores(f"n{n}: changing order minus the paper's", cell, paper.get(n, {}))
+                       for n, cell in changing.items()})
+    shares = [(at_last({n: cells[n].values() for n in sorted(cells) if cells[n]}, "held_out"), True)
+              for cells in (paper, changing)]
+    return {
+        "by_width": {f"n{n}": {
+            "runs": len(cell), "against": tests[n],
+            "paper": mean(f"n{n}, the paper's text",
+                          percents_at_last(paper.get(n, {}).values(), "held_out")),
+            "changing": mean(f"n{n}, changing order", percents_at_last(cell.values(), "held_out")),
+            "lowest_loss": spread(f"n{n}, changing order: lowest validation loss",
+                                  [float(run.results["val_loss"].min()) for run in cell.values()],
+                                  "nats per character"),
+        } for n, cell in changing.items()},
+        "paper": half("the paper's text", *shares[0]), "changing": half("changing order", *shares[1]),
+        "ratio": of_widths("n_gen with changing order over that with the paper's text",
+                           lambda paper, changing: changing / paper, *shares),
+    }
 
 
 def pairs(runs):
-    """{n: held-out pairs at the edge against those inside}, once all have runs (experiments/all_pairs.py)."""
+    """{n: {which pairs: those at the edge against those inside}}, once all have runs
+    (experiments/all_pairs.py)."""
     found = {}
     for n, most in ((14, 10), (20, 5)):
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
                  for (pair,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items() if is_pair(pair)}
         means = {pair: np.mean(scores) for pair, scores in at_last(cells, "held_out").items() if scores}
         if len(means) == 45:
-            found[f"n{n}"] = edge(f"n{n}", means)
+            sets = {"new": [pair for pair in means if pair not in KNOWN_PAIRS], "all": list(means),
+                    "seen": [pair for pair in means if share_seen(pair) == 1]}
+            found[f"n{n}"] = {name: edge(f"n{n}, {name} pairs", {pair: means[pair] for pair in of_set})
+                              for name, of_set in sets.items()}
     return found
 
 
@@ -216,31 +240,35 @@ def edge(what, means, draws=10_000):
     p = (1 + (np.abs(differences) >= abs(observed) - 1e-12).sum()) / (1 + draws)
     groups = [values[at_edge], values[~at_edge]]
     interval = bootstrap(lambda groups: groups[0].mean() - groups[1].mean(), groups)
-    return {"what": f"{what}: pairs with 0 or 9 minus the others", "difference": float(observed),
-            "interval": interval, "p": float(p), "test": "permutation over pairs",
+    return {"what": f"{what}: those with 0 or 9 minus the others", "difference": float(observed),
+            "interval": interval, "p": float(p), "test": "permutation over pairs", "pairs": len(means),
             "at_edge": float(100 * values[at_edge].mean()), "inside": float(100 * values[~at_edge].mean())}
 
 
 def shares(runs):
     """{n: {pairs held out: mean}, and the slope over their number} (experiments/held_out_share.py)."""
-    counts = (1, 2, 5, 10, 15, 22)
+    drawn = {(table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out, seed): count
+             for count in (1, 2, 5, 10, 15, 22) for seed in range(1, 11)}
     found = {}
     for n in (10, 14, 20, 28, 56):
-        cells = {count: [] for count in counts}
-        for (drawn,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items():
+        cells, seen = {}, {}
+        for (held_out,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items():
             for seed, run in of_seed.items():
-                for count in counts:
-                    if drawn == table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out:
-                        cells[count].append(run)
-        cells = {count: of_count for count, of_count in at_last(cells, "held_out").items() if of_count}
+                if count := drawn.get((held_out, seed)):
+                    cells.setdefault(count, []).append(run)
+                    seen.setdefault(count, []).append(100 * share_seen(held_out))
         if len(cells) > 1:
+            cells = at_last(dict(sorted(cells.items())), "held_out")
+
             def slope(groups):
                 x = np.repeat(list(cells), [len(group) for group in groups])
                 return float(np.polyfit(x, 100 * np.concatenate(groups), 1)[0])
 
-            groups = list(cells.values())
+            groups, what = list(cells.values()), f"n{n}: points a held-out pair"
             found[f"n{n}"] = {
                 "by_count": {count: float(100 * np.mean(of_count)) for count, of_count in cells.items()},
+                "seen": {count: float(np.mean(seen[count])) for count in cells},
                 "runs": sum(map(len, groups)),
-                "slope": estimate(f"n{n}: points a held-out pair", slope, groups)}
+                "slope": {"what": what, "value": slope(groups),
+                          "interval": bootstrap(slope, groups) if min(map(len, groups)) > 2 else None}}
     return found

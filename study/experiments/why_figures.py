@@ -18,7 +18,7 @@ def figures_of_why(found):
         "times": lambda: plot_times(found["times"]),
         "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
         "rates": lambda: plot_rates(found["rates"]), "decays": lambda: plot_decays(found["decays"]),
-        "changing_order": lambda: plot_order(found["order"]),
+        "changing_order": lambda: plot_order(found["order"]["by_width"]),
         "held_out_share": lambda: plot_shares(found["shares"]),
     }
     return {name: plots[name]() for name in drawn(found, FIGURES_OF_WHY) if name in plots}
@@ -74,7 +74,7 @@ def plot_tables(found):
                                                 for key in ("n_mem", "n_gen"))
         x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
         ax.errorbar(x, y, y_error, x_error, fmt="o", color=MEMORY, markersize=4, elinewidth=1)
-        ax.annotate(name, (x, y), (4, -9), textcoords="offset points", fontsize=7)
+        ax.annotate(name, (x, y), (-5, 3), textcoords="offset points", ha="right", fontsize=7)
     ax.set_yscale("log")
     ax.set_yticks(WIDTHS, WIDTHS)
     label_widths(ax)

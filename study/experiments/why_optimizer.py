@@ -8,6 +8,7 @@ from study.experiments.select import N14, seeds_of
 
 # The schedule of experiments/long.py: the paper's, ten times as long.
 TENFOLD = {"max_iters": 300_000, "warmup_iters": 20_000, "lr_decay_iters": 250_000, "eval_interval": 2_500}
+WIDE = ("n28", "n56")  # of the predictions that no setting makes them generalize
 SEEDS = 5  # of a rate and weight decay, and of experiments/long.py; the paper's cells have more
 
 
@@ -25,9 +26,12 @@ def by_rate(runs, *axes):
 
 def rates(runs):
     """{n: {rate: cell}} of learning rates (experiments/optimizer.py)."""
-    cells, found = {}, {}
+    cells, random, found = {}, {}, {}
     for (n, rate), of_seed in by_rate(runs, "n_embd").items():
         cells.setdefault(n, {})[rate] = of_seed
+    for (n, answer_seed, rate), of_seed in by_rate(runs, "n_embd", "answer_seed").items():
+        if answer_seed >= 0:
+            random.setdefault((n, rate), []).extend(of_seed.values())
     for n, of_rate in cells.items():
         if len(of_rate) < 2:
             continue
@@ -38,6 +42,8 @@ def rates(runs):
             "score": score(f"n{n} at {rate:g}", [[run] for run in cell.values()]),
             **{what: mean(f"n{n} at {rate:g}: percent of {what}", percents_at_last(cell.values(), what))
                for what in ("held_out", "trained")},
+            "table": mean(f"n{n} at {rate:g}: percent of a random table",
+                          percents_at_last(random.get((n, rate), []), "trained")),
             "generalizes": rate_of(f"n{n} at {rate:g}", cell.values(), "generalizes"),
         } for rate, cell in of_rate.items()}
     return found
@@ -61,6 +67,7 @@ def decays(runs):
             "decay": decay, "against": against.get((n, decay)),
             "rates": {key_of(rate): {
                 "rate": rate, "runs": len(cell),
+                "score": score(f"{what}, rate {rate:g}", [[run] for run in cell.values()]),
                 "held_out": mean(f"{what}, rate {rate:g}: percent of held_out",
                                  percents_at_last(cell.values(), "held_out")),
             } for rate, cell in of_rate.items()}}
@@ -80,19 +87,22 @@ def rates_of(found):
 
 
 def best_pairs(found, least_rate=0.0):
-    """{width, with the rate and the weight decay: the largest mean that decays() has with weight decay}.
+    """{n28 or n56, with the rate and the weight decay: the highest score that decays() has with weight decay}.
 
-    Cells of fewer than SEEDS runs do not count.
+    Cells of fewer than SEEDS runs do not count. The highest of many means is likely too high, and its
+    interval does not allow for that.
     """
     best = {}
     for name, of_decay in found.items():
+        if name not in WIDE:
+            continue
         pairs = [(cell, f"{name} (rate {cell['rate']:g}, weight decay {of_rate['decay']:g})")
                  for of_rate in of_decay.values() if of_rate["decay"]
                  for cell in of_rate["rates"].values()
                  if cell["rate"] >= least_rate and cell["runs"] >= SEEDS]
         if pairs:
             cell, pair = max(pairs, key=lambda pair: pair[0]["held_out"]["mean"])
-            best[pair] = cell["held_out"]
+            best[pair] = cell["score"]
     return best
 
 
@@ -112,8 +122,8 @@ def longer(runs):
         "against": pooled[n],
         "by_decay": {key_of(decay): {
             "decay": decay, "runs": len(cell), "against": each[n, decay],
-            "held_out": mean(f"n{n}, weight decay {decay:g}: percent of held_out after 300,000 iterations",
-                             percents_at_last(cell.values(), "held_out")),
+            "score": score(f"n{n}, weight decay {decay:g}, 300,000 iterations",
+                           [[run] for run in cell.values()]),
             "most": max(most_held_out(run) for run in cell.values()),
         } for decay, cell in of_decay.items()},
     } for n, of_decay in tenfold.items()}

@@ -11,7 +11,7 @@ def tables_of_why(found):
         "capacity": capacity(found["capacity"]["by_width"]), "times": times(found["times"]),
         "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
         "decays": decays(found["decays"]), "longer": longer(found["longer"]),
-        "order": order(found["order"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
+        "order": order(found["order"]["by_width"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
         "embeddings": embeddings(found.get("embeddings", {})),
     }
 
@@ -46,11 +46,11 @@ def sizes(found):
 
 
 def rates(found):
-    heading = ["n", "largest rate", "runs", "held-out score", "trained, mean %", "generalize",
-               "held out, minus that at 0.01"]
+    heading = ["n", "largest rate", "runs", "held-out score", "trained, mean %", "random table, mean %",
+               "generalize", "held out, minus that at 0.01"]
     return table("Learning rates, at the last evaluation", heading, [
         [n, f"{cell['rate']:g}",
-         *(cell[key] for key in ("runs", "score", "trained", "generalizes", "against"))]
+         *(cell[key] for key in ("runs", "score", "trained", "table", "generalizes", "against"))]
         for n, cells in found.items() for cell in cells.values()])
 
 
@@ -74,11 +74,11 @@ def mean_of(cell):
 
 
 def longer(found):
-    heading = ["n", "weight decay", "runs", "held out, mean %", "most of a run at an evaluation, %",
+    heading = ["n", "weight decay", "runs", "held-out score", "most of a run at an evaluation, %",
                "held out, minus that after 30,000 iterations"]
     rows = []
     for n, of_width in found.items():
-        rows += [[n, f"{cell['decay']:g}", cell["runs"], cell["held_out"], number(cell["most"]),
+        rows += [[n, f"{cell['decay']:g}", cell["runs"], cell["score"], number(cell["most"]),
                   cell["against"]] for cell in of_width["by_decay"].values()]
         runs = sum(cell["runs"] for cell in of_width["by_decay"].values())
         rows.append([n, "all of them", runs, None, None, of_width["against"]])
@@ -86,24 +86,30 @@ def longer(found):
 
 
 def order(found):
-    heading = ["n", "runs", "the paper's text, mean %", "50 orders, mean %", "50 orders minus the paper's"]
+    heading = ["n", "runs", "the paper's text, mean %", "50 orders, mean %", "50 orders minus the paper's",
+               "lowest loss with 50 orders, median (quartiles)"]
     return table("Held-out samples right at the last evaluation", heading, [
-        [n, *(cell[key] for key in ("runs", "paper", "changing", "against"))] for n, cell in found.items()])
+        [n, *(cell[key] for key in ("runs", "paper", "changing", "against", "lowest_loss"))]
+        for n, cell in found.items()])
 
 
 def pairs(found):
-    heading = ["n", "pairs with 0 or 9, mean %", "other pairs, mean %", "difference"]
+    names = {"new": "new pairs", "all": "all", "seen": "those whose answers other lines have"}
+    heading = ["n", "pairs", "number", "those with 0 or 9, mean %", "the others, mean %", "difference"]
     return table("Held-out pairs at the edge of the table and inside", heading, [
-        [n, number(edge["at_edge"]), number(edge["inside"]), edge]
-        for n, edge in found.items()])
+        [n, name, edge["pairs"], number(edge["at_edge"]), number(edge["inside"]), edge]
+        for n, of_width in found.items() for edge, name in ((of_width[key], names[key]) for key in names)])
 
 
 def shares(found):
     counts = sorted({count for cell in found.values() for count in cell["by_count"]})
     heading = ["n", "runs", *(f"{count} of 45" for count in counts), "points a pair"]
-    return table("Held-out samples right at the last evaluation, mean %, by pairs held out", heading, [
-        [n, cell["runs"], *(number(cell["by_count"][count]) if count in cell["by_count"] else None
-                            for count in counts), cell["slope"]] for n, cell in found.items()])
+    rows = [[n, cell["runs"], *(number(cell["by_count"][count]) if count in cell["by_count"] else None
+                                for count in counts), cell["slope"]] for n, cell in found.items()]
+    seen = {count: share for cell in found.values() for count, share in cell["seen"].items()}
+    rows += [["held-out answers that other lines have, %", None, *(number(seen[count]) for count in counts),
+              None]] if found else []
+    return table("Held-out samples right at the last evaluation, mean %, by pairs held out", heading, rows)
 
 
 def embeddings(found):
