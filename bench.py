@@ -1,4 +1,4 @@
-"""Measures what a run costs on this machine and prints a table; trains nothing that is kept.
+"""Measure what a run costs on this machine and print a table; train nothing that is kept.
 
     OMP_NUM_THREADS=1 python bench.py config/train_math_mini_14.py [--plain]
 
@@ -55,7 +55,7 @@ def time_in_turns(device, repeats, *functions):
 
 
 def make_updates(step, batches, cfg, updates):
-    """Makes the first updates of a run, in blocks as large as the step takes."""
+    """Make the first updates of a run, in blocks as large as the step takes."""
     for it in range(0, updates, step.max_updates):
         count = min(step.max_updates, updates - it)
         step.run(batches.draw(count), [get_lr(it + i, cfg) for i in range(count)])

@@ -1,8 +1,8 @@
-"""Checks a GPU: runs the GPU tests, then tries and times every step of three models. `make gpu` calls it.
+"""Check a GPU: run the GPU tests, then try and time every step of three models. `make gpu` calls it.
 
     python check_gpu.py
 
-The trial is the one before each run: a step that cannot be built, or differs from the plain step, is refused
+Each step is tried as before a run: one that cannot be built, or differs from the plain step, is refused
 with a reason. The table at the end can be pasted into an issue. The exit status is 0 only if the tests passed
 and no step was refused. --device=cpu shows what it does, without a GPU.
 """
@@ -75,7 +75,7 @@ def check_steps(run, cfg, rate):
 
 
 def print_table(rows):
-    """Prints rows as a Markdown table; the last column is not padded, since a reason may be long."""
+    """Print rows as a Markdown table; the last column is not padded, since a reason may be long."""
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]
     for row in [rows[0], ["-" * width for width in widths] + ["---"], *rows[1:]]:
         print("|", " | ".join([*map(str.ljust, row, widths), row[-1]]), "|")
@@ -86,7 +86,7 @@ def main(cfg):
         raise StudyError("PyTorch finds no CUDA device here; --device=cpu shows what this does without one")
     device, dtype, _ = setup_device(cfg.device)
     options = [f"--device={cfg.device}", f"--compile={cfg.compile}"]
-    runs = [configure(vars(train_with_eval), arguments=[f"config/train_{model}.py", *options])
+    runs = [configure(vars(train_with_eval), arguments=[f"{study.ROOT}/config/train_{model}.py", *options])
             for model in cfg.models.split(",")]
     passed, tests = run_tests()
     info, rate = machine(device) | {"dtype": dtype}, matrix_rate(device, dtype, cfg.matrix_size)

@@ -1,4 +1,4 @@
-"""Draws the digits' embeddings of models with the rule and without, and measures how they lie.
+"""Draw the digits' embeddings of n14 and n28, and measure how they lie.
 
     python plot_embeddings.py          (trains what is missing, then writes into results/)
 

@@ -1,14 +1,14 @@
-"""Makes all runs of an experiment, side by side, and the two tables that hold them.
+"""Make all runs of an experiment, side by side, and the two tables that hold them.
 
     python run_experiment.py experiments/paper.py                    (into results/paper/)
     python run_experiment.py experiments/paper.py --root_dir=again   (anew, into another folder)
 
 A run that the tables in <root_dir> hold is not made again; if it was made with other settings, the program
 ends and says which, and --overwrite=True makes it anew. Each other run has its folder in <root_dir>/runs,
-with what it printed in train.log; experiments share these folders, complete runs are skipped and those that
-were cut off go on: after any interruption the same command does. On a CPU a run has one core and one thread;
-on a GPU runs of equal shape train together (study/train_stack.py). study/experiments/runs.py says what is in
-the tables.
+with what it printed in train.log; experiments share these folders. Complete runs are skipped and interrupted
+ones are resumed, so after any interruption give the same command again. On a CPU a run has one core and one
+thread; on a GPU runs of equal shape train together (study/train_stack.py). study/experiments/runs.py says
+what is in the tables.
 """
 
 import itertools
@@ -37,20 +37,21 @@ from study.experiments.runs import (
     train_settings, write_tables)
 from study.identity import identity_of
 from study.run_folder import RunFolder, lock_folder, read_run_json
-from study.settings import catch_stop, run_script
+from study.settings import catch_stop, hold_stop_signals, release_stop_signals, run_script
 from study.train_stack import MEMBER_SETTINGS, train_stack
 
-runs = []  # the runs, each a {setting: value}: what the experiment's file is there to say
+runs = []  # the runs, each a {setting: value}; the experiment's file assigns them
 out_dir = ""  # folder of the tables in root_dir; the file's name unless set
 root_dir = "results"  # what the experiments share: a folder for the tables of each, and runs/ for their runs
 overwrite = False  # make runs anew that were made with other settings
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
-jobs = 0  # runs side by side; 0 for one a core of the CPU, or one on a GPU
+jobs = 0  # runs side by side; 0: one for each core of the CPU, or one on a GPU
 
 WRITE_EVERY = 300  # seconds between writing the tables
 LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
 TERMINAL = sys.stdout.isatty()
 CLEAR = "\r\x1b[K" if TERMINAL else ""  # of the progress line
+STOPPED = f"{CLEAR}stopped; the same command goes on"
 
 
 def cores():
@@ -59,14 +60,14 @@ def cores():
 
 
 def prepare(experiment):
-    """Prepares every dataset that the runs are trained on."""
+    """Prepare every dataset that the runs are trained on."""
     for command in dict.fromkeys(dataset_of(settings)[1] for settings in experiment.values()):
         if subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode:
             raise StudyError(f"python {' '.join(command)} failed", status=1)
 
 
 def start(settings, folder, device):
-    """Starts a run or resumes it in a process of its own, which it returns."""
+    """Start or resume a run in a process of its own; return the process."""
     folder.mkdir(parents=True, exist_ok=True)
     resume = ["--init_from=resume"] if (folder / "run.json").exists() else []
     changed = (f"--{key}={value}" for key, value in train_settings(settings).items())
@@ -74,26 +75,27 @@ def start(settings, folder, device):
                *changed, *resume]
     on_cpu = device == "cpu"
     # A start takes seconds, most of them to import PyTorch. So on Linux a process that has imported it is
-    # forked for each run; not for a GPU, where CUDA forbids it.
+    # forked for each run. On a GPU runs are few and long.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" and on_cpu else "spawn")
-    context.set_forkserver_preload(["run_experiment", "torch._dynamo"])  # AdamW imports the second
-    process = context.Process(target=train, args=(command, folder / "train.log", on_cpu))
+    context.set_forkserver_preload(["study.session", "run_experiment", "torch._dynamo"])  # AdamW has the last
+    process = context.Process(target=train_in_child, args=(command, folder / "train.log", on_cpu))
     process.start()
     return process
 
 
-def train(command, path, one_thread):
-    """Runs train_with_eval.py in this process, with its output appended to a file."""
+def train_in_child(command, path, one_thread):
+    """Run train_with_eval.py in this process, with its output appended to a file."""
     os.setsid()  # Ctrl-C is for run_experiment.py to pass on
+    release_stop_signals()
     threading.Thread(target=end_with_parent, daemon=True).start()
     if one_thread:
         os.environ["OMP_NUM_THREADS"] = "1"  # of the command that resumes
         torch.set_num_threads(1)
-    with open(path, "a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
     sys.argv = command
     try:
+        with open(path, "a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
         run_script(train_with_eval.main, vars(train_with_eval))
     except Exception:  # else multiprocessing would print all of them as tracebacks
         sys.excepthook(*sys.exc_info())
@@ -101,13 +103,13 @@ def train(command, path, one_thread):
 
 
 def end_with_parent():
-    """Stops this process as soon as the one that started it has ended, even by SIGKILL."""
+    """Stop this process as soon as the one that started it has ended, even by SIGKILL."""
     multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_free(folder):
-    """Whether no other process trains in a run's folder, as one may whose run_experiment.py was killed."""
+    """Return whether a run's folder is free: another run_experiment.py may be training there."""
     lock = lock_folder(folder) if folder.exists() else None
     if lock:
         lock.close()
@@ -142,7 +144,7 @@ def stacks_of(runs, done, device, memory):
 
 
 def train_stacks(experiment, folders, waiting, done, device, memory, finish):
-    """Trains the waiting runs that can be stacked, stack by stack; calls finish(name) for each complete one.
+    """Train the waiting runs that can be stacked, stack by stack; call finish(name) for each complete one.
 
     A run that cannot go on in its stack is left as it is, and so are the runs of a stack that does not fit
     into memory. memory: bytes that a stack may take.
@@ -170,6 +172,7 @@ def train_stacks(experiment, folders, waiting, done, device, memory, finish):
                     finish(name)
     torch.cuda.empty_cache()  # for the processes that train what is left
     if signals:
+        print(STOPPED, file=sys.stderr)
         sys.exit(128 + signals[0])
 
 
@@ -221,7 +224,7 @@ def made_before(experiment, tables, folders, overwrite):
 
 
 def run_all(experiment, root, table, device, jobs, stack_memory=0, overwrite=False):
-    """Makes {name: settings} complete, with their tables in the folder `table`; returns the runs that failed.
+    """Make {name: settings} complete, with their tables in the folder `table`; return the runs that failed.
 
     `jobs` train at a time, in processes of their own; with bytes for a stack, first those that can train
     together, here.
@@ -261,7 +264,7 @@ def run_all(experiment, root, table, device, jobs, stack_memory=0, overwrite=Fal
 
 
 def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
-    """Trains the waiting runs, `jobs` at a time, in processes of their own; returns the runs that failed.
+    """Train the waiting runs, `jobs` at a time, in processes of their own; return the runs that failed.
 
     Calls finish(name) for each that is complete, and write() from time to time and at the end.
     """
@@ -272,7 +275,9 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
             free = (name for name in waiting if is_free(folders[name]))
             for name in list(itertools.islice(free, jobs - len(running))):
                 waiting.remove(name)
+                hold_stop_signals()  # until what was started is known here
                 running[name] = start(experiment[name], folders[name], device)
+                release_stop_signals()
             wait([process.sentinel for process in running.values()], timeout=1)  # seconds
             for name, process in list(running.items()):
                 if not process.is_alive():
@@ -298,11 +303,12 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
                     line = line[: shutil.get_terminal_size().columns - 1]  # \r clears one row only
                 print(CLEAR + line, end="" if TERMINAL else "\n", flush=True)
     except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
+        hold_stop_signals()  # a second one must not cut the saving short
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.join()
-        print(f"{CLEAR}stopped; the same command goes on", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         raise
     finally:
         write()

@@ -1,4 +1,4 @@
-"""Trains a GPT on one of the study's datasets and evaluates it as it learns.
+"""Train a GPT on one of the study's datasets and evaluate it as it learns.
 
     python train_with_eval.py config/train_math_mini_14.py [--key=value ...]
     torchrun --standalone --nproc_per_node=N train_with_eval.py config/train_math_mini_14.py
@@ -67,7 +67,7 @@ cuda_graph = "auto"  # capture the update as one CUDA graph: True, False or auto
 
 
 def train(cfg, callback=None):
-    """Trains by settings and returns the TrainingState at the end.
+    """Train by settings and return the TrainingState at the end.
 
     Its rows are the evaluations and its model has the last weights. If a signal ended training before
     max_iters, stopped_by is its number. cfg: configure(vars(train_with_eval), arguments=["config/...", ...]).
@@ -75,8 +75,7 @@ def train(cfg, callback=None):
     """
     check(cfg)
     device, dtype, autocast = setup_device(cfg.device, cfg.dtype)
-    with process_group(cfg, device) as (rank, world_size):
-        log = wandb_logger(cfg, rank)
+    with process_group(cfg, device) as (rank, world_size), wandb_logger(cfg, rank) as log:
         state, splits, tasks, resolved = set_up(cfg, device, dtype, rank, world_size)
         run = RunFolder(cfg) if rank == 0 else None
         earlier = resume(state, cfg, resolved) if cfg.init_from == "resume" else {}
@@ -134,7 +133,7 @@ def train(cfg, callback=None):
 
 
 def check(cfg):
-    """Raises StudyError if settings do not go together (study/settings.py has the range of each)."""
+    """Raise StudyError if settings do not go together (study/settings.py has the range of each)."""
     if not cfg.out_dir.strip():
         raise StudyError("out_dir is empty: --out_dir must name a folder")
     if cfg.init_from == "resume" and cfg.overwrite:

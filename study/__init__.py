@@ -8,6 +8,7 @@ Scripts import it before torch, which takes a second, so that Ctrl-C ends in one
 """
 
 import errno
+import os
 import sys
 from pathlib import Path
 
@@ -60,3 +61,5 @@ def end_in_one_line(kind, error, traceback):
 
 
 sys.excepthook = end_in_one_line
+# A script whose output was closed (>&-) has none of these.
+sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))

@@ -24,6 +24,8 @@ def setup_device(device="auto", dtype="auto"):
         device = "cuda" if torch.cuda.is_available() else device
     try:
         device = torch.device(device)
+        if device.type == "cpu":
+            device = torch.device("cpu")  # there is no cpu:1
         if device.type == "cuda":
             if "LOCAL_RANK" in os.environ or device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

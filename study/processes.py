@@ -14,7 +14,7 @@ from study import StudyError
 
 @contextlib.contextmanager
 def process_group(cfg, device):
-    """Yields (rank, number of processes); inside, they can talk to each other. Raises StudyError."""
+    """Yield (rank, number of processes); inside, they can talk to each other. Raises StudyError."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if cfg.batch_size % world_size:
         raise StudyError(f"batch_size={cfg.batch_size} is not divisible by the {world_size} processes")

@@ -1,4 +1,4 @@
-"""Prints a line for each evaluation and, on a terminal, a bar below; adds up what the time is spent on."""
+"""Print a line for each evaluation and, on a terminal, a bar below; add up what the time is spent on."""
 
 import contextlib
 import signal
@@ -15,7 +15,7 @@ from study.scoring import accuracies
 
 @contextlib.contextmanager
 def timed(seconds, what, runs=1):
-    """Adds a run's share of the wall time of what is done inside to seconds[what]."""
+    """Add a run's share of the wall time of what is done inside to seconds[what]."""
     clock = time.perf_counter()
     yield
     seconds[what] += (time.perf_counter() - clock) / runs
@@ -36,7 +36,7 @@ class Progress:
             self.bar.write(line) if self.terminal else print(line, flush=True)
 
     def begin(self, model, tasks, device, resolved, earlier):
-        """resolved: what the settings come to. earlier: run.json of the part of the run before."""
+        """resolved: what the settings resolve to. earlier: run.json of the part of the run before."""
         tasks = " and ".join(task.name for task in tasks) or "none"
         resumed = f", resumed at iteration {self.done}" if self.done else ""
         self.print(f"{self.cfg.out_dir}: {model.num_params():,} parameters, data {self.cfg.dataset}, "
@@ -84,10 +84,12 @@ def notes(model, resolved, earlier, device):
     return lines
 
 
+@contextlib.contextmanager
 def wandb_logger(cfg, rank):
-    """A function that logs a row of results.csv to Weights & Biases if cfg says so; raises StudyError."""
+    """Yield a function that logs a row of results.csv to Weights & Biases if cfg says so. Raises StudyError."""
     if not cfg.wandb_log or rank > 0:
-        return lambda row: None
+        yield lambda row: None
+        return
     try:
         import wandb
     except ImportError:
@@ -101,4 +103,6 @@ def wandb_logger(cfg, rank):
             runs.append(wandb.init(project=cfg.wandb_project, name=name, config=vars(cfg)))
         wandb.log(row, step=row["iter"])
 
-    return log
+    yield log
+    if runs:
+        runs[0].finish()

@@ -33,22 +33,26 @@ BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
         "ckpt_best_facts.pt": ("facts_acc", 1), "ckpt_best_combined.pt": ("combined_acc", 1)}
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
 MADE_BY = ("dtype", "step", "step_refused", "processes", *ProblemTable._fields)
-DESCRIBE_COMMIT = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="]
+# Of the code as it was imported: an experiment may run for days while the files change.
+COMMIT = output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], ROOT)
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 
 def lock_folder(folder):
     """An open file that holds the lock of a run's folder, until it is closed; None if another process has it.
 
-    The kernel releases the lock, however its process ends.
+    The kernel releases the lock, however its process ends. Raises StudyError where there are no locks.
     """
     lock = open(folder / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        return lock
+    except BlockingIOError:
         lock.close()
         return None
-    return lock
+    except OSError as error:
+        lock.close()
+        raise StudyError(f"cannot lock {folder} ({error.strerror}): choose a folder on another disk")
 
 
 class RunFolder:
@@ -84,9 +88,9 @@ class RunFolder:
                 path.unlink()
 
     def begin(self, model, tasks, device, resolved, seconds, it, rows):
-        """Says in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
+        """Say in run.json how the run is made from iteration `it` on; what it says of earlier parts stays.
 
-        resolved: what dataset and settings come to (chars, the fields of ProblemTable, data, dtype, step,
+        resolved: what dataset and settings resolve to (chars, the fields of ProblemTable, data, dtype, step,
         processes). seconds: wall time from now on by what it is spent on, counted by the caller. rows: the
         evaluations so far, which a results.csv that was cut gets back. Returns what run.json says of the part
         before, {} if this is the first.
@@ -97,7 +101,7 @@ class RunFolder:
         self.info = {
             "command": f"{launcher(resolved['processes'])} {shlex.join(sys.argv)}",
             "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": output_of(DESCRIBE_COMMIT, Path(__file__).parent),
+            "commit": COMMIT,
             **machine(device), **{key: resolved[key] for key in MADE_BY},
             "data": digest_of_data(resolved["chars"], resolved["data"]),
             "num_params": model.num_params(),
@@ -114,7 +118,7 @@ class RunFolder:
         return before
 
     def _write(self, it, files=None):
-        """Writes run.json, with the files {name: bytes} that it tells of."""
+        """Write run.json, with the files {name: bytes} that it tells of."""
         self.info["iter_num"] = it
         files = (files or {}) | {"run.json": (json.dumps(self.info, indent=1) + "\n").encode()}
         write_files({self.folder / name: content for name, content in files.items()})
@@ -128,7 +132,7 @@ class RunFolder:
         }
 
     def save_evaluation(self, rows):
-        """Writes the last evaluation and the checkpoints that it is best for.
+        """Write the last evaluation and the checkpoints that it is best for.
 
         Returns the names of the columns that it is best in.
         """
@@ -144,7 +148,7 @@ class RunFolder:
         return [BEST[name][0] for name in names]
 
     def save_last(self, state):
-        """Writes ckpt_last.pt from TrainingState.state_dict()."""
+        """Write ckpt_last.pt from TrainingState.state_dict()."""
         self.info["saved_iter_num"] = state["iter_num"]
         self._write(state["iter_num"], {"ckpt_last.pt": to_bytes(self.checkpoint() | state)})
 
@@ -160,7 +164,7 @@ def best_checkpoints(rows, tasks):
 
 
 def write_results(path, rows, it):
-    """Brings results.csv up to date with the evaluations up to iteration `it`.
+    """Bring results.csv up to date with the evaluations up to iteration `it`.
 
     The rows of later iterations, which a run that was killed had finished, stay.
     """
@@ -226,7 +230,7 @@ def refused_objects(path):
 
 
 def find_checkpoint(out_dir, *names):
-    """Path of the first of these checkpoints that the folder holds; ends the program if it holds none."""
+    """Path of the first of these checkpoints that the folder holds; raise StudyError if it holds none."""
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
         raise StudyError(f"folder {out_dir} does not exist: --out_dir must name a trained model's folder")
@@ -248,7 +252,7 @@ def find_model(out_dir, names, published):
 
 
 def load_weights(model, state_dict, path):
-    """Loads weights into a model, nanoGPT's compiled ones included; names what does not fit."""
+    """Load weights into a model, nanoGPT's compiled ones included; say what does not fit."""
     try:
         model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state_dict.items()})
     except (RuntimeError, AttributeError, TypeError) as error:

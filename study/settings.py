@@ -295,6 +295,16 @@ def catch_stop():
             signal.signal(signum, handler)
 
 
+def hold_stop_signals():
+    """Hold Ctrl-C, SIGTERM and SIGHUP back, here and in the processes that are started from now on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def release_stop_signals():
+    """Let Ctrl-C, SIGTERM and SIGHUP through again, those held back among them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def exit_on_signals():
     """Make Ctrl-C, SIGTERM and SIGHUP raise SystemExit."""
     _handle_stop_signals(lambda signum, _: sys.exit(128 + signum))

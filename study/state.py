@@ -30,7 +30,7 @@ class TrainingState:
         self.rows, self.iter_num, self.stopped_by = [], 0, None
 
     def state_dict(self):
-        """Returns plain values and tensors, which torch.load reads with weights_only=True."""
+        """Return plain values and tensors, which torch.load reads with weights_only=True."""
         random_states = [random_state(self.device)]
         if dist.is_initialized():
             random_states = [None] * dist.get_world_size()
@@ -65,9 +65,9 @@ class TrainingState:
 
 
 def set_up(cfg, device, dtype, rank=0, world_size=1):
-    """Returns (TrainingState before the first update, splits of load_splits(), tasks, resolved).
+    """Return (TrainingState before the first update, splits of load_splits(), tasks, resolved).
 
-    cfg: settings of train_with_eval.py. resolved: what dataset and dtype come to (chars, the fields of
+    cfg: settings of train_with_eval.py. resolved: what dataset and dtype resolve to (chars, the fields of
     ProblemTable, data, dtype), which must be the same when the run is resumed.
     """
     chars, meta = read_meta(cfg.dataset)
@@ -102,7 +102,7 @@ def set_random_state(state, device):
 
 
 def require_same_settings(cfg, config):
-    """Raises StudyError unless a run that was started with `config` can go on with cfg."""
+    """Raise StudyError unless a run that was started with `config` can go on with cfg."""
     for key, value in config.items():
         if key not in FREE_ON_RESUME and getattr(cfg, key, None) != value:
             raise StudyError(f"the run in {cfg.out_dir} was started with {key}={value}, not "
@@ -110,7 +110,7 @@ def require_same_settings(cfg, config):
 
 
 def drop_end_of_shorter_run(rows, config, cfg):
-    """Removes the evaluation at the end of a run that was started with `config`, if cfg makes it longer.
+    """Remove the evaluation at the end of a run that was started with `config`, if cfg makes it longer.
 
     Between two multiples of eval_interval a run is evaluated only where it ends. Without that evaluation a
     run that was made longer equals one that was made without a stop. A best checkpoint that came from it
@@ -122,7 +122,7 @@ def drop_end_of_shorter_run(rows, config, cfg):
 
 
 def resume(state, cfg, resolved):
-    """Loads out_dir/ckpt_last.pt into the state and returns what run.json says of the run.
+    """Load out_dir/ckpt_last.pt into the state and return what run.json says of the run.
 
     A run that was killed before its first ckpt_last.pt starts at 0. Raises StudyError.
     """

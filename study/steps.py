@@ -1,4 +1,4 @@
-"""Chooses the step that a run takes: the fastest one that makes the plain step's updates, as a trial shows.
+"""Choose the step that a run takes: the fastest one that makes the plain step's updates, as a trial shows.
 
 Each faster step has a file in study/fast/. One that cannot be built, raises, or differs from the plain step
 is refused with a reason, and the next is tried; the plain step is the last. A trial makes a few updates from
@@ -18,11 +18,10 @@ from study.state import random_state, set_random_state
 from study.update import build_optimizer, copy_of, get_lr, make_eager_step, make_update, put_back
 
 UPDATES = 2  # of a trial; with more than one, AdamW's moments and bias correction count
-# What a step may be off by: this many times what the plain step is off by in the run's precision,
-ROUNDING = 10
-# with dropout, this many times what another draw of the masks changes,
-MASKS = 3
-# and a share of the value, in case the plain step is exact by chance.
+# A step may be off by the sum of these:
+ROUNDING = 10  # times what the plain step is off by in the run's precision
+MASKS = 3  # with dropout, times what another draw of the masks changes
+# A share of the value, in case the plain step is exact by chance.
 SHARE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 # A weight whose gradient has less than this share of the whole one's norm is not compared: AdamW makes full
 # updates of what is rounding, as in models of width 1 and 2.
@@ -71,7 +70,7 @@ def no_dropout(model):
 
 
 def try_step(step, state, before, cfg, indices, lrs, expected):
-    """Makes a trial's updates with a Step; raises if it differs from expect(), else puts the state back."""
+    """Make a trial's updates with a Step; raise if it differs from expect(), else put the state back."""
     set_random_state(before["random"], state.device)
     loss = step.run(indices, lrs)
     compare(result_of(state.model, state.optimizer, loss, cfg), *expected)
@@ -245,7 +244,7 @@ def distances(result, exact, start):
 
 
 def compare(result, exact, allowed, start):
-    """Raises ArithmeticError if a result is further from the exact one than allowed."""
+    """Raise ArithmeticError if a result is further from the exact one than allowed."""
     fails = [value for value in allowed.values() if value != value]  # nan
     if fails or not all(value.isfinite().all() for value in exact.values()):
         return  # the plain step itself fails, as the run will say
@@ -266,7 +265,7 @@ def snapshot(state):
 
 
 def restore(state, before, settings=False):
-    """Puts weights, moments and random states back; with settings, learning rates and threads too."""
+    """Put weights, moments and random states back; with settings, learning rates and threads too."""
     put_back(list(state.model.parameters()), state.optimizer, before["copies"])
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(before["scale"])
@@ -287,7 +286,7 @@ def took(earlier, step, device):
 
 def reason_of(error):
     """An exception in one line."""
-    if isinstance(error, torch.AcceleratorError) and error.__context__:
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) and error.__context__:  # since torch 2.8
         error = error.__context__  # the end of a capture that failed raises an error of its own
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Trains runs of one shape together, as a stack: the loop of train_with_eval.py for many runs at once.
+"""Train runs of one shape together, as a stack: the loop of train_with_eval.py for many runs at once.
 
 Each member has its own initial weights, batches, windows, run folder and ckpt_last.pt, so that a single run
 can go on with what a stack began, and the other way round.
@@ -28,7 +28,7 @@ class Member(NamedTuple):
     state: TrainingState
     splits: dict  # load_splits() of its dataset
     tasks: list
-    resolved: dict  # what dataset and dtype come to, of set_up()
+    resolved: dict  # what dataset and dtype resolve to, of set_up()
     run: RunFolder
 
 
@@ -51,7 +51,7 @@ def or_none(function, *arguments):
 
 
 def train_stack(cfgs, device, dtype, autocast, signals, progress):
-    """Trains runs that differ in MEMBER_SETTINGS alone, to max_iters or until `signals` is not empty.
+    """Train runs that differ in MEMBER_SETTINGS alone, to max_iters or until `signals` is not empty.
 
     cfgs: their settings, those of train_with_eval.py. progress(iteration) is called between updates. Returns
     the settings of the runs that came to the end. The others stay as they were saved last: those that cannot
@@ -71,7 +71,7 @@ def train_stack(cfgs, device, dtype, autocast, signals, progress):
 
 
 def train_members(members, it, device, dtype, autocast, signals, progress):
-    """Trains members of a stack from iteration `it` on; see train_stack()."""
+    """Train members of a stack from iteration `it` on; see train_stack()."""
     cfg = members[0].cfg
     states = [member.state for member in members]
     windows = [member.splits["train"] for member in members]

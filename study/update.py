@@ -58,7 +58,7 @@ def build_optimizer(model, cfg):
 
 
 def begin_moments(optimizer):
-    """Gives AdamW the state that its first step would, so that every step finds it there."""
+    """Give AdamW the state that its first step would, so that every step finds it there."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if not optimizer.state[p]:
@@ -67,7 +67,7 @@ def begin_moments(optimizer):
 
 
 def hold_lr_in_tensor(optimizer, device):
-    """Puts learning rates where a graph reads them in each update; a number would be a constant of it."""
+    """Put learning rates where a graph reads them in each update; a number would be a constant of it."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
 
@@ -80,7 +80,7 @@ def copy_of(parameters, optimizer):
 
 @torch.no_grad()
 def put_back(parameters, optimizer, copies):
-    """Copies weights and moments back in place, where a CUDA graph finds them."""
+    """Copy weights and moments back in place, where a CUDA graph finds them."""
     for p, weight, moments in zip(parameters, *copies):
         p.copy_(weight)
         p.grad = None
@@ -89,7 +89,7 @@ def put_back(parameters, optimizer, copies):
 
 
 def make_update(model, optimizer, scaler, windows, cfg, autocast, loss_of=None):
-    """Returns update(batches): one update from the mean gradient of some batches; it returns their mean loss.
+    """Return update(batches): one update from the mean gradient of some batches; it returns their mean loss.
 
     With several processes the gradients, and so the updates, are those of all windows together.
     loss_of(model, idx, targets): another way to compute the loss.

@@ -44,7 +44,7 @@ def settings(project, monkeypatch):
 
 @pytest.fixture
 def undo_seeding(monkeypatch):
-    """Sets what seed_everything sets for CUDA to the opposite, and puts it back after the test."""
+    """Set what seed_everything sets for CUDA to the opposite, and put it back after the test."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
@@ -75,7 +75,7 @@ def fake_cuda(monkeypatch, undo_seeding):
 
 @contextlib.contextmanager
 def device_guard_for_cuda():
-    """Gives a PyTorch without CUDA the device guard that its operators need for tensors on cuda.
+    """Give a PyTorch without CUDA the device guard that its operators need for tensors on cuda.
 
     If PyTorch has CUDA but the machine has no GPU, FakeTensorMode replaces the guard with one that does
     nothing. Here it is the guard of the device meta, which does nothing either.
@@ -91,7 +91,7 @@ def device_guard_for_cuda():
 
 
 def fake_backward(loss):
-    """Gives every parameter that the loss depends on a gradient on its device.
+    """Give every parameter that the loss depends on a gradient on its device.
 
     The autograd engine wants a real GPU.
     """
@@ -181,7 +181,7 @@ class Recording(TorchDispatchMode):
         return result
 
     def launch(self, func, args, kwargs):
-        """Replays one operation; tests of a wrong graph change it."""
+        """Replay one operation; tests of a wrong graph change it."""
         return func(*args, **kwargs)
 
     @torch.no_grad()
@@ -296,7 +296,7 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 def assert_close(ours, theirs, before):
-    """Checks that weights which started from `before` moved the same way."""
+    """Check that weights which started from `before` moved the same way."""
     names = [name for name, _ in ours.named_parameters()]
     models = (model.parameters() for model in (ours, theirs, before))
     for name, our, their, start in zip(names, *models, strict=True):

@@ -238,8 +238,8 @@ def test_a_run_reports_which_step_it_uses(call, in_tmp):
 
 
 @pytest.mark.parametrize("compiler, why", [
-    ("nowhere-cc", "CC=nowhere-cc is no program"),
-    ('"cc', 'CC="cc is no program'),
+    ("nowhere-cc", "CC=nowhere-cc names no program"),
+    ('"cc', 'CC="cc names no program'),
     ("false", "could not compile study/fast/c_step.c"),
 ])
 def test_without_a_working_compiler_pytorch_trains_and_says_why(call, in_tmp, monkeypatch, compiler, why):
@@ -258,7 +258,7 @@ def test_resuming_with_another_step_prints_a_note(call, in_tmp, monkeypatch):
     monkeypatch.setenv("CC", "nowhere-cc")
     result = call("train_with_eval.py", *SHORT, *resume, "--max_iters=45")
     first, second = result.stderr.splitlines()
-    assert result.returncode == 0 and "is no program" in first
+    assert result.returncode == 0 and "names no program" in first
     assert "made by C step" in second and "rounds differently" in second
 
 

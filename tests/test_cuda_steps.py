@@ -28,7 +28,7 @@ def plain_step(state, windows, cfg):
 
 
 def train(step, state, cfg, updates):
-    """Makes so many updates and returns the last loss."""
+    """Make so many updates and return the last loss."""
     while updates:
         now = min(updates, step.max_updates)
         lrs = [update.get_lr(state.iter_num + i, cfg) for i in range(now)]
@@ -166,7 +166,7 @@ class CannotReplay(Recording):
 
 
 def read_by_the_host(monkeypatch):
-    """Makes a capture fail as it does on a GPU where the host reads a value."""
+    """Make a capture fail as it does on a GPU where the host reads a value."""
 
     def fails(self, func, types, args=(), kwargs=None):
         raise RuntimeError("Cannot copy between CPU and CUDA tensors\nduring CUDA graph capture")

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -206,17 +207,21 @@ def test_the_tables_hold_what_the_runs_folders_hold(script, in_tmp, project):
     (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, project, signum, status):
     Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 4000}]\n")
-    process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
+    process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1",
+                    start_new_session=True)
     results = in_tmp / "runs/math_mini_14_max_iters_4000/results.csv"
     while not (results.exists() and results.read_text().count("\n") > 2):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    process.send_signal(signum)
+    for _ in range(3):  # to all processes, as a terminal does; and from an impatient user
+        os.killpg(process.pid, signum)
+        time.sleep(0.02)
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == status and stderr == "stopped; the same command goes on\n"
     assert list((in_tmp / "mine").iterdir()) == []  # no run is complete
     info = json.loads(results.with_name("run.json").read_text())
-    assert 0 < info["iter_num"] < 4000
+    assert 0 < info["iter_num"] == info["saved_iter_num"] < 4000
+    assert f"stopped at iteration {info['iter_num']}" in results.with_name("train.log").read_text()
     command = ("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}", "--jobs=1")
     again = script(*command)
     assert again.returncode == 0 and "0 of 1 runs complete" in again.stdout, again.stderr

@@ -104,7 +104,7 @@ def test_a_member_in_bfloat16_has_the_gradient_of_its_single_run_up_to_that_prec
 
 
 def make_stack(root, seeds, resume=False, signals=(), ends=None, **settings):
-    """Trains a stack into the folders of root and returns the iterations of which it told its progress.
+    """Train a stack into the folders of root and return the iterations of which it told its progress.
 
     ends: the names of the runs that must come to the end.
     """
@@ -219,7 +219,7 @@ def test_what_can_train_together_does(project, monkeypatch):
 
 
 def run_all(experiment, folder):
-    """Makes the runs of an experiment, stacks first, and checks that none failed; returns {run: its step}."""
+    """Make the runs of an experiment, stacks first, and check that none failed; return {run: its step}."""
     table = folder / "mine"
     assert run_experiment.run_all(experiment, folder, table, "cpu", 1, stack_memory=8e9) == []
     return {name: run.info["step"] for name, run in read_tables(table).items()}

@@ -253,12 +253,18 @@ def test_bfloat16_trains_on_the_cpu(call, in_tmp):
 
 
 def test_wandb_receives_every_row_of_a_run(call, in_tmp, monkeypatch):
-    runs, logged = [], {}
-    wandb = SimpleNamespace(init=lambda **run: runs.append(run),
+    runs, logged, finished = [], {}, []
+
+    def init(**run):
+        runs.append(run)
+        return SimpleNamespace(finish=lambda: finished.append(run))
+
+    wandb = SimpleNamespace(init=init,
                             log=lambda row, step: logged.update({step: row}))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     assert call("train_with_eval.py", *SHORT, "--wandb_log=True", "--out_dir=run").returncode == 0
     [run] = runs
+    assert finished == runs
     assert (run["project"], run["name"], run["config"]["n_embd"]) == ("too-big-to-think", "run", 14)
     logged_losses = {str(step): str(row["val_loss"]) for step, row in logged.items()}
     assert logged_losses == {row["iter"]: row["val_loss"] for row in rows_of("run")}

@@ -112,7 +112,7 @@ def runs_by_name(runs):
 
 
 def check_runs(runs):
-    """Raises StudyError if `runs` is no list of settings that can be trained with."""
+    """Raise StudyError if `runs` is no list of settings that can be trained with."""
     if not runs:
         raise StudyError("no runs: name an experiment's file, such as experiments/paper.py, which assigns a "
                          "list to `runs`")
@@ -266,7 +266,7 @@ def beyond_single_digits(folder):
 
 
 def write_tables(folder, runs):
-    """Writes runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
+    """Write runs.csv and evaluations.csv.gz of {name: Run} into the experiment's folder."""
     infos = {name: OPTIONAL | run.info for name, run in runs.items()}
     left_out = {column for column, default in OPTIONAL.items()
                 if all(info[column] == default for info in infos.values())}

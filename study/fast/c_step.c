@@ -14,8 +14,9 @@ computed twice and everything fits in the cache:
   - After attention, contexts are independent. L of them are computed side by side: a row is one
     feature of L contexts, and every loop runs over full vectors.
 
-Every sum has a fixed order, whatever the compiler and the vector width. Sums over features, keys and
-contexts add one term after the other, and the lanes of a vector belong to different sums. Fused
+Every sum has a fixed order, whatever the compiler and the vector width. Sums over features and contexts
+add one term after the other, and the lanes of a vector belong to different sums. Attention's sums over
+keys in reduce() go by halving. Fused
 multiply-adds are explicit (fma_), never left to the compiler. So the same weights and batches give the
 same bytes on every machine with IEEE arithmetic, provided that the compiler neither contracts nor
 reorders; c_step.py has the flags.

@@ -88,7 +88,7 @@ def load(config, dtype=torch.float32):
     """
     compiler = find_compiler()
     if compiler is None:
-        raise RuntimeError(f"CC={os.environ['CC']} is no program" if os.environ.get("CC") else
+        raise RuntimeError(f"CC={os.environ['CC']} names no program" if os.environ.get("CC") else
                            "no C compiler was found (cc, gcc or clang)")
     folder = cache_folder()
     try:

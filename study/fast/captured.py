@@ -40,7 +40,7 @@ def make_captured_step(update, parameters, optimizer, shape, device, name):
 
 
 def capture(function, parameters, optimizer, device):
-    """Captures function() as a CUDA graph and returns a function that launches it.
+    """Capture function() as a CUDA graph and return a function that launches it.
 
     Puts back weights, moments and random state after the calls that warm it up.
     """

@@ -1,4 +1,4 @@
-"""Draws dropout's masks from 16-bit numbers: for models with dropout on a CPU.
+"""Draw dropout's masks from 16-bit numbers: for models with dropout on a CPU.
 
 PyTorch draws one unit after the other from a serial generator, 40 million in an update of the MLT on
 arithmetic. Here one draw of 64 bits decides on four units. The probability is rounded to a multiple of 2^-16,

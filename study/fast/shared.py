@@ -1,4 +1,4 @@
-"""Computes a context that several windows of a batch share once: for deep models without dropout on a CPU.
+"""Compute a context that several windows of a batch share once: for deep models without dropout on a CPU.
 
 A batch of the study draws 882 windows of a text of 1,764 characters, so that many begin alike. The values
 differ from the plain model's by rounding alone.

@@ -11,7 +11,7 @@ from model import adamw
 
 
 def make_stacked_update(model, weights, optimizer, windows, cfg, autocast):
-    """Returns update(batches): one update of every member of a stack, and their mean losses (members,).
+    """Return update(batches): one update of every member of a stack, and their mean losses (members,).
 
     model: one of the members, for its shapes. weights: {name: (members, ...)}, the parameters of the
     optimizer. windows: (members, windows, block_size + 1). batches: (members, gradient_accumulation_steps,
@@ -45,7 +45,7 @@ def make_stacked_update(model, weights, optimizer, windows, cfg, autocast):
 
 
 def clip_each(weights, largest):
-    """Scales the gradients of each member by its own norm, as clip_grad_norm_ does those of a model."""
+    """Scale the gradients of each member by its own norm, as clip_grad_norm_ does those of a model."""
     norms = torch.stack([weight.grad.flatten(1).norm(dim=1) for weight in weights]).norm(dim=0)
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     for weight in weights:
@@ -73,7 +73,7 @@ def stack_up(states, cfg):
 
 @torch.no_grad()
 def hand_back(weights, optimizer, states):
-    """Copies the stack's weights and moments into the members' models and optimizers.
+    """Copy the stack's weights and moments into the members' models and optimizers.
 
     Returns whether their weights are finite (members,).
     """
