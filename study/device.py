@@ -61,7 +61,7 @@ def seed_everything(seed, device):
 
 
 def to_host(tensor):
-    """Copy a tensor to a numpy array. Evaluations wait for the device here and nowhere else."""
+    """Copy a tensor to a numpy array, which waits for the device."""
     return tensor.cpu().numpy()
 
 

@@ -1,6 +1,6 @@
 """Updates of many models of one shape together: their weights stacked, one operation for all of them.
 
-For a GPU, which a single small model leaves idle. A member is the single run of its settings up to rounding.
+For a GPU, which a single small model leaves idle. Up to rounding, each member equals a single run.
 This has not run on a GPU yet; study/steps.py compares members with the plain step before a stack trains.
 """
 
