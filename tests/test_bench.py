@@ -29,6 +29,7 @@ def test_bench_prints_its_table(call, in_tmp):
 @pytest.fixture
 def check(in_tmp, monkeypatch, capsys):
     """check(*arguments) -> (exit status, line above the table, rows of cells) of check_gpu.py on the CPU."""
+    monkeypatch.setattr("study.ROOT", in_tmp)
     Path("config").mkdir()
     for name, n_layer in ("flat", 1), ("deep", 2):
         Path(f"config/train_{name}.py").write_text(f"batch_size, n_embd, n_layer = 16, 8, {n_layer}")
