@@ -18,8 +18,8 @@
 # up, no pair lifts the mean of n28 or n56 above 25%. At 1e-3, where n28 is there without, we predict nothing.
 # Test: each weight decay against none at each width, paired permutation over the 30 pairs of runs with the
 # same rate and seed (1 to 5), Holm's correction over the twelve tests. A single rate has five pairs: too few.
-# The best of 15 pairs is likely too high: if n28 or n56 has a mean above 25% with some pair, that pair is made
-# again on the seeds 6 to 20, and these decide.
+# The best of 15 pairs is likely too high: if n28 or n56 has a mean above 25% with some pair, that pair is
+# made again on the seeds 6 to 20, and these decide.
 # Secondary: the best pair of each width.
 from study.experiments import grid
 

@@ -86,7 +86,10 @@ def notes(model, resolved, earlier, device):
 
 @contextlib.contextmanager
 def wandb_logger(cfg, rank):
-    """Yield a function that logs a row of results.csv to Weights & Biases if cfg says so. Raises StudyError."""
+    """Yield a function that logs a row of results.csv to Weights & Biases if cfg says so.
+
+    Raises StudyError.
+    """
     if not cfg.wandb_log or rank > 0:
         yield lambda row: None
         return

@@ -107,7 +107,7 @@ def test_a_weight_decay_is_compared_with_none_at_the_same_rates_and_seeds(found)
     assert n28["1"]["against"]["p"] < 0.01 and n28["0"]["against"] is None
     assert n28["0_1"]["against"]["difference"] == 0
     assert n28["3"]["against"]["difference"] == pytest.approx(1 / 6)
-    assert n28["3"]["rates"]["0_001"]["held_out"]["mean"] == 100 and n28["0"]["rates"]["0_001"]["runs"] == 20
+    assert n28["3"]["rates"]["0_001"]["score"]["value"] == 100 and n28["0"]["rates"]["0_001"]["runs"] == 20
 
 
 def test_seeds_beyond_the_first_five_do_not_outweigh_the_other_rates():

@@ -52,7 +52,7 @@ def measures(embeddings, draws=200):
 
 
 def groups_of(rows):
-    """{name: rows} of embeddings.csv: n14 by what it has of the held-out problems, n28 at its two iterations."""
+    """{name: rows} of embeddings.csv: n14 by its held-out problems, n28 at its two iterations."""
     groups = {"n14, all four right": [], "n14, fewer right": []}
     for row in rows:
         n = row["config"].rsplit("_", 1)[-1]

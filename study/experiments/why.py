@@ -102,6 +102,7 @@ def capacity(runs):
     memory, rule = at_last(cells, "trained"), at_last(true, "held_out") if cells else {}
     table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
                   if run.info.get("table_bits")]
+    # As before n11 to n13 had ten tables each.
     planned = {n: shares[:5] for n, shares in memory.items() if n not in (11, 13)}
     return {
         "by_width": by_width,

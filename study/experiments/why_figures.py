@@ -115,7 +115,7 @@ def plot_decays(found):
         table = np.full((len(decays), len(rates)), np.nan)
         for of_rate in of_decay.values():
             for cell in of_rate["rates"].values():
-                table[decays.index(of_rate["decay"]), rates.index(cell["rate"])] = cell["held_out"]["mean"]
+                table[decays.index(of_rate["decay"]), rates.index(cell["rate"])] = cell["score"]["value"]
         draw_cells(ax, table, most=100, text="{:.0f}", origin="lower")
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=90)
         ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])

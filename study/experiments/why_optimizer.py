@@ -68,8 +68,6 @@ def decays(runs):
             "rates": {key_of(rate): {
                 "rate": rate, "runs": len(cell),
                 "score": score(f"{what}, rate {rate:g}", [[run] for run in cell.values()]),
-                "held_out": mean(f"{what}, rate {rate:g}: percent of held_out",
-                                 percents_at_last(cell.values(), "held_out")),
             } for rate, cell in of_rate.items()}}
     return found
 
@@ -87,7 +85,7 @@ def rates_of(found):
 
 
 def best_pairs(found, least_rate=0.0):
-    """{n28 or n56, with the rate and the weight decay: the highest score that decays() has with weight decay}.
+    """{n28 or n56, with rate and weight decay: the highest score that decays() has with weight decay}.
 
     Cells of fewer than SEEDS runs do not count. The highest of many means is likely too high, and its
     interval does not allow for that.
@@ -101,7 +99,7 @@ def best_pairs(found, least_rate=0.0):
                  for cell in of_rate["rates"].values()
                  if cell["rate"] >= least_rate and cell["runs"] >= SEEDS]
         if pairs:
-            cell, pair = max(pairs, key=lambda pair: pair[0]["held_out"]["mean"])
+            cell, pair = max(pairs, key=lambda pair: pair[0]["score"]["value"])
             best[pair] = cell["score"]
     return best
 

@@ -11,7 +11,8 @@ def tables_of_why(found):
         "capacity": capacity(found["capacity"]["by_width"]), "times": times(found["times"]),
         "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
         "decays": decays(found["decays"]), "longer": longer(found["longer"]),
-        "order": order(found["order"]["by_width"]), "pairs": pairs(found["pairs"]), "shares": shares(found["shares"]),
+        "order": order(found["order"]["by_width"]), "pairs": pairs(found["pairs"]),
+        "shares": shares(found["shares"]),
         "embeddings": embeddings(found.get("embeddings", {})),
     }
 
@@ -70,7 +71,7 @@ def decays(found):
 
 def mean_of(cell):
     """A mean with the number of its runs, unless it is SEEDS."""
-    return text_of(cell["held_out"]) + (f" ({cell['runs']})" if cell["runs"] != SEEDS else "")
+    return text_of_mean(cell["score"]["value"]) + (f" ({cell['runs']})" if cell["runs"] != SEEDS else "")
 
 
 def longer(found):

@@ -16,10 +16,9 @@ computed twice and everything fits in the cache:
 
 Every sum has a fixed order, whatever the compiler and the vector width. Sums over features and contexts
 add one term after the other, and the lanes of a vector belong to different sums. Attention's sums over
-keys in reduce() go by halving. Fused
-multiply-adds are explicit (fma_), never left to the compiler. So the same weights and batches give the
-same bytes on every machine with IEEE arithmetic, provided that the compiler neither contracts nor
-reorders; c_step.py has the flags.
+keys go by halving (reduce). Fused multiply-adds are explicit (fma_), never left to the compiler. So the
+same weights and batches give the same bytes on every machine with IEEE arithmetic, provided that the
+compiler neither contracts nor reorders; c_step.py has the flags.
 
 c_step.py defines T (block_size), V (vocab_size), C (n_embd), H (hidden width of the MLP) and real:
 float for training, double to compare with autograd.
