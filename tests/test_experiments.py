@@ -124,11 +124,14 @@ def test_where_a_run_cannot_be_forked_it_is_the_same(project, monkeypatch, tmp_p
 
     def run(folder):
         experiment = {"one": {"config": "math_mini_14", "max_iters": 3}}
-        assert run_experiment.run_all(experiment, folder, folder / "mine", "cpu", 1) == []
-        return (folder / "runs/one/results.csv").read_bytes(), (folder / "runs/one/train.log").read_text()
+        failed = run_experiment.run_all(experiment, folder, folder / "mine", "cpu", 1)
+        log = (folder / "runs/one/train.log").read_text()
+        assert failed == [], log
+        return (folder / "runs/one/results.csv").read_bytes(), log
 
     forked = run(tmp_path / "forked")
     spawn = multiprocessing.get_context("spawn")  # as on a GPU and on macOS
+    monkeypatch.syspath_prepend(project)  # a new interpreter imports from there, with the data prepared there
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: spawn)
     rows, log = run(tmp_path / "spawned")
     assert rows == forked[0] and len(log.splitlines()) == len(forked[1].splitlines()) > 3
