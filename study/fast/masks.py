@@ -5,12 +5,13 @@ arithmetic. Here one draw of 64 bits decides on four units. The probability is r
 and what is kept is scaled by that.
 """
 
+import functools
 import math
 
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from study.attention import Replace, attention
 from study.update import make_eager_step, make_update
 
 NAME = "PyTorch, 16-bit masks"
@@ -24,29 +25,13 @@ def make_masks_step(state, windows, cfg, autocast):
 
 def masked_loss(model, idx, targets):
     """Mean cross-entropy of token ids idx and targets, both (B, T)."""
-    with OurDropout():
+    masked_attention = functools.partial(attention, dropout=dropout)
+    with Replace({F.dropout: dropout, F.scaled_dot_product_attention: masked_attention}):
         return model(idx, targets)[1]
-
-
-class OurDropout(TorchFunctionMode):
-    """Calls dropout() and attention() where the model calls the functions of PyTorch that have dropout."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        ours = {F.dropout: dropout, F.scaled_dot_product_attention: attention}
-        return ours.get(func, func)(*args, **(kwargs or {}))
 
 
 def dropout(x, p, training, inplace):
     return x * mask(x.shape, p, x.dtype) if training else x
-
-
-def attention(q, k, v, dropout_p, is_causal):
-    """Causal attention of queries, keys and values (B, n_head, T, head size)."""
-    T, scale = q.size(-2), 1 / math.sqrt(q.size(-1))
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)
-    scores = (q @ k.transpose(-2, -1)).float() * scale
-    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-    return dropout(weights, dropout_p, dropout_p > 0, False).to(v.dtype) @ v
 
 
 def mask(shape, p, dtype):

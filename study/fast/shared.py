@@ -6,8 +6,8 @@ differ from the plain model's by rounding alone.
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from study.attention import Replace, attention
 from study.update import make_eager_step, make_update
 
 
@@ -24,21 +24,21 @@ def shared_loss(model, idx, targets):
     """
     first, context = shared_contexts(idx)
     layers = model.transformer
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention has a slow backward
-        x = layers.drop(model.embed(idx).flatten(0, 1)[first])
+    with Replace({F.scaled_dot_product_attention: attention}):
+        x = layers.drop(rows(model.embed(idx).flatten(0, 1), first))
         for block in layers.h:
-            qkv = to_windows(block.attn.c_attn(block.ln_1(x)), context)
-            y = block.attn.attend(qkv).flatten(0, 1)[first]
-            x = x + block.attn.resid_dropout(block.attn.c_proj(y))
+            qkv = rows(block.attn.c_attn(block.ln_1(x)), context)
+            y = block.attn.attend(qkv.view(*idx.shape, -1))
+            x = x + block.attn.resid_dropout(block.attn.c_proj(rows(y.flatten(0, 1), first)))
             x = x + block.mlp(block.ln_2(x))
-        logits = to_windows(model.lm_head(layers.ln_f(x)), context)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        logits = rows(model.lm_head(layers.ln_f(x)), context)
+        return F.cross_entropy(logits, targets.flatten())
 
 
 def shared_contexts(idx):
     """Token ids (B, T) -> (first, context): which positions have equal contexts.
 
-    The context of a position is its row up to there. context: (B, T), the number of each position's context.
+    The context of a position is its row up to there. context: (B * T), the number of each position's context.
     first: (contexts), a position in idx.flatten() that has it. It is filled up with zeros to a multiple of
     256, because tensors of another size in each batch would fragment the memory.
     """
@@ -49,11 +49,25 @@ def shared_contexts(idx):
         context[:, t] = contexts + before
         contexts += len(distinct)
     positions = torch.arange(context.numel(), device=idx.device)
-    first = context.new_empty(contexts).scatter_(0, context.flatten(), positions)
+    context = context.flatten()
+    first = context.new_empty(contexts).scatter_(0, context, positions)
     return F.pad(first, (0, -contexts % 256)), context
 
 
-def to_windows(features, context):
-    """(contexts, n) -> (B, T, n), with a gradient summed over equal contexts in float32 or better."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    return F.embedding(context, features.to(wide)).to(features.dtype)
+class Rows(torch.autograd.Function):
+    """Rows of x (N, n) by an index (M) -> (M, n), with gradients summed in float32 or better."""
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        [index] = ctx.saved_tensors
+        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        return wide.new_zeros(ctx.num_rows, grad.size(1)).index_add_(0, index, wide).to(grad.dtype), None
+
+
+rows = Rows.apply
