@@ -1,14 +1,14 @@
 # make demo: from a clean clone to a trained model, its figure and its scores.
 # make paper: the runs of the paper into results/, its figures 1 to 6 and its tables 2 to 7.
 # make paper-small: the same without the MLT.
-# make test: the tests. make gpu: the tests of a GPU, and each step of three models, compared and timed on it.
+# make test: the tests. make gpu: the GPU tests; then each step of three models is compared and timed.
 
 PYTHON ?= python3
 VENV = .venv
 IN_VENV = $(VENV)/bin/python
 DATASETS = as_math facts_char both_math_and_facts
 TEXT_CODE = $(addprefix study/,tasks.py dataset.py settings.py files.py)
-# On a Mac not its GPU, which nothing has been tried on: the C step is made for the small models.
+# On a Mac the CPU: the C step is made for small models, and nothing has been tried on a Mac's GPU.
 SMALL_ON = $(if $(filter Darwin,$(shell uname -s)),--device=cpu)
 
 define FIGURES

@@ -132,7 +132,7 @@ def plain_evaluation(model, splits, chars, tasks, cfg, autocast):
 
 
 def with_range(seconds, digits=2):
-    """"median (lowest to highest)" in milliseconds."""
+    """Return 'median (lowest to highest)' in milliseconds."""
     low, middle, high = (1000 * f(seconds) for f in (min, statistics.median, max))
     return f"{middle:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -174,8 +174,8 @@ def main(cfg):
     [evaluations] = time_in_turns(
         device, cfg.evals, lambda: evaluate(model, splits, chars, tasks, 0, cfg, autocast))
     best, last = time_in_turns(device, 5, lambda: save(model.state_dict), lambda: save(state.state_dict))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    memory = f"{memory:.0f} MB"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:.0f} MB"
     if device.type == "cuda":
         memory += f", {torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB on the GPU"
     rate = matrix_rate(device, dtype, cfg.matrix_size)

@@ -6,8 +6,6 @@ Trains n14 to the end, and n28 to its early peak of the held-out score and to th
 a row for each model (see study/experiments/embeddings.py), and embeddings.png.
 """
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from study import ROOT, StudyError
 from study.dataset import read_meta
 from study.experiments.embeddings import COLUMNS, digit_embeddings, groups_of, measures
 from study.experiments.figures import TWO_COLUMNS, plt, save_figure
+from study.experiments.runs import csv_bytes
 from study.files import write_files
 from study.run_folder import read_run_json
 from study.settings import configure, run_script
@@ -73,12 +72,9 @@ def main(cfg):
             rows.append({"config": config, "seed": seed, "iter": iterations,
                          "held_out_correct": state.rows[-1]["held_out_correct"],
                          **measures(embeddings), "embeddings": embeddings})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: round(value, 4) if isinstance(value, float) else value
-                      for key, value in row.items()} for row in rows)
-    write_files({Path(cfg.root_dir) / "embeddings.csv": text.getvalue().encode()})
+    rounded = [{key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in COLUMNS}
+               for row in rows]
+    write_files({Path(cfg.root_dir) / "embeddings.csv": csv_bytes(COLUMNS, rounded)})
     save_figure(plot(groups_of(rows)), Path(cfg.root_dir) / "embeddings.png", dpi=300)
 
 

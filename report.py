@@ -27,7 +27,7 @@ PAGES = {"results": "RESULTS.md", "tables": "docs/tables.md", "why": "docs/why.m
 
 
 def report(found, root, repo, page):
-    """A page with findings(); root, repo: folders of the figures and of the repository, as seen from it."""
+    """A page filled with findings(). root, repo: folders of the figures and the repository, seen from it."""
     figures = {name: title and f"![{title}]({root}/{name}.png)" for name, title in titles(found).items()}
     tables = tables_of(found) | {"why": tables_of_why(found["why"])}
     values = found | {"root": root, "repo": repo, "figures": figures, "tables": tables}

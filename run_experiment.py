@@ -51,7 +51,7 @@ WRITE_EVERY = 300  # seconds between writing the tables
 LARGEST_STACK = 100  # runs, the most seeds that a cell is asked for
 TERMINAL = sys.stdout.isatty()
 CLEAR = "\r\x1b[K" if TERMINAL else ""  # of the progress line
-STOPPED = f"{CLEAR}stopped; the same command goes on"
+STOPPED = f"{CLEAR}stopped; the same command continues"
 
 
 def cores():
@@ -77,7 +77,8 @@ def start(settings, folder, device):
     # A start takes seconds, most of them to import PyTorch. So on Linux a process that has imported it is
     # forked for each run. On a GPU runs are few and long.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" and on_cpu else "spawn")
-    context.set_forkserver_preload(["study.session", "run_experiment", "torch._dynamo"])  # AdamW has the last
+    # AdamW imports the last.
+    context.set_forkserver_preload(["study.session", "run_experiment", "torch._dynamo"])
     process = context.Process(target=train_in_child, args=(command, folder / "train.log", on_cpu))
     process.start()
     return process
@@ -184,7 +185,7 @@ def stack_progress(names, cfg):
         nonlocal printed
         if time.monotonic() - printed > 60:
             printed = time.monotonic()
-            print(f"{names[0]} and {len(names) - 1} like it {it:,} of {cfg.max_iters:,}", flush=True)
+            print(f"{names[0]} and {len(names) - 1} like it: {it:,} of {cfg.max_iters:,}", flush=True)
 
     return say
 
@@ -226,8 +227,8 @@ def made_before(experiment, tables, folders, overwrite):
 def run_all(experiment, root, table, device, jobs, stack_memory=0, overwrite=False):
     """Make {name: settings} complete, with their tables in the folder `table`; return the runs that failed.
 
-    `jobs` train at a time, in processes of their own; with bytes for a stack, first those that can train
-    together, here.
+    With stack_memory (bytes), runs that can train together do so first, in this process. Of the others `jobs`
+    train at a time, each in a process of its own.
     """
     try:
         table.mkdir(parents=True, exist_ok=True)
@@ -282,7 +283,9 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
             for name, process in list(running.items()):
                 if not process.is_alive():
                     del running[name]
-                    if process.exitcode:
+                    if process.exitcode and not is_free(folders[name]):  # another process began it first
+                        waiting.append(name)
+                    elif process.exitcode:
                         failed.append(name)
                         print(f"{CLEAR}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
                     else:
@@ -302,13 +305,14 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
                 if TERMINAL:
                     line = line[: shutil.get_terminal_size().columns - 1]  # \r clears one row only
                 print(CLEAR + line, end="" if TERMINAL else "\n", flush=True)
-    except BaseException:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
+    except BaseException as error:  # Ctrl-C, SIGTERM, a closed terminal: what we started ends with us
         hold_stop_signals()  # a second one must not cut the saving short
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.join()
-        print(STOPPED, file=sys.stderr)
+        if not isinstance(error, StudyError):  # that one tells what to do
+            print(STOPPED, file=sys.stderr)
         raise
     finally:
         write()

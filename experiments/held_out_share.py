@@ -6,7 +6,7 @@
 # it cannot memorize, fewer problems help it to memorize: at each width the score falls as more are held out.
 # A rise would speak against that. A fall alone does not speak for it: fewer examples are less to learn from.
 # Test: slope of the score over the number of pairs, bootstrap over runs, for each width.
-# Each seed draws its own pairs. Of 22 pairs a tenth of the answers are in no line that is left.
+# Each seed draws its own pairs. With 22 pairs held out, a tenth of their answers are in no line that is left.
 from study.experiments import grid
 
 

@@ -2,7 +2,7 @@
 #
 # Written before the runs were looked at. A pilot of three runs of n28 at 3e-2 had 20, 20 and 10 of 40.
 # Primary outcome: mean share of held-out samples right at the last evaluation.
-# Question: does another rate than 1e-2 make n28 generalize? If capacity alone decides, none does:
+# Question: does a rate other than 1e-2 make n28 generalize? If capacity alone decides, none does:
 # the prediction is that no rate lifts the mean of n28 above 25%.
 # Test: each rate against 1e-2 on the same 20 seeds, paired permutation, Holm's correction over the rates.
 # Secondary: how many runs have every held-out sample right, the trained share, the other widths; and what

@@ -8,10 +8,14 @@ from torch.overrides import TorchFunctionMode
 
 
 def attention(q, k, v, dropout_p, is_causal, dropout=F.dropout):
-    """Causal attention of queries, keys and values (B, n_head, T, head size)."""
+    """Causal attention of queries, keys and values (B, n_head, T, head size).
+
+    Scores and weights are computed in float32 or better.
+    """
     T, scale = q.size(-2), 1 / math.sqrt(q.size(-1))
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)
-    scores = (q @ k.transpose(-2, -1)).float() * scale
+    scores = q @ k.transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
     return dropout(weights, dropout_p, dropout_p > 0, False).to(v.dtype) @ v
 

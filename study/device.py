@@ -12,7 +12,7 @@ import torch
 from study import StudyError
 
 
-def setup_device(device="auto", dtype="auto"):
+def setup_device(device, dtype="auto"):
     """Return (torch.device, dtype name, autocast context) for the settings `device` and `dtype`.
 
     device: "auto" (cuda, then mps, then cpu) or a name such as "cpu" or "cuda:1"; under torchrun each

@@ -92,8 +92,7 @@ class RunFolder:
 
         resolved: what dataset and settings resolve to (chars, the fields of ProblemTable, data, dtype, step,
         processes). seconds: wall time from now on by what it is spent on, counted by the caller. rows: the
-        evaluations so far, which a results.csv that was cut gets back. Returns what run.json says of the part
-        before, {} if this is the first.
+        evaluations so far, which a results.csv that was cut gets back.
         """
         self.model, self.tasks, self.resolved = model, tasks, resolved
         before = read_run_json(self.folder)
@@ -115,7 +114,6 @@ class RunFolder:
         self._write(it)
         if rows:
             write_results(self.folder / "results.csv", rows, it)
-        return before
 
     def _write(self, it, files=None):
         """Write run.json, with the files {name: bytes} that it tells of."""

@@ -49,7 +49,6 @@ CHOICES = {
     "format": ("png", "pdf"),
     "operation": ("addition", "subtraction", "both"),
     "operations": ("add", "sub", "both"),
-    "page": ("results", "why"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", True, False),
     "cuda_graph": ("auto", True, False),

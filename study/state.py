@@ -135,16 +135,16 @@ def resume(state, cfg, resolved):
         return info
     last = ProblemTable()._asdict() | read_checkpoint(path)  # an older one has not all of these keys
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
-        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True instead starts "
-                         "the run anew")
+        raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True starts the run "
+                         "anew")
     require_same_settings(cfg, last["config"])
     for key in ("chars", *ProblemTable._fields, "dtype"):
         if last[key] != resolved[key]:
             raise StudyError(f"the run in {cfg.out_dir} was made with {key} {last[key]!r}, not "
                              f"{resolved[key]!r}: resume it as it was")
     if last.get("data", resolved["data"]) != resolved["data"]:  # older checkpoints have no digest
-        raise StudyError(f"data/{cfg.dataset} holds another text than the run in {cfg.out_dir} was trained "
-                         "on: prepare it as it was")
+        raise StudyError(f"data/{cfg.dataset} no longer holds the text that the run in {cfg.out_dir} was "
+                         "trained on: prepare that text again")
     try:
         state.load_state_dict(last)
         drop_end_of_shorter_run(state.rows, last["config"], cfg)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from study import StudyError
 from study.device import machine
 from study.fast import c_step, captured, compiled, masks, shared, stack
+from study.run_folder import COMMIT
 from study.state import random_state, set_random_state
 from study.update import build_optimizer, copy_of, get_lr, make_eager_step, make_update, put_back
 
@@ -23,8 +24,8 @@ ROUNDING = 10  # times what the plain step is off by in the run's precision
 MASKS = 3  # with dropout, times what another draw of the masks changes
 # A share of the value, in case the plain step is exact by chance.
 SHARE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
-# A weight whose gradient has less than this share of the whole one's norm is not compared: AdamW makes full
-# updates of what is rounding, as in models of width 1 and 2.
+# A weight whose gradient has less than this share of the whole gradient's norm is not compared: AdamW turns
+# rounding errors into full updates there, as in models of width 1 and 2.
 NEGLIGIBLE = {"float32": 1e-4, "bfloat16": 2e-3, "float16": 2e-3}
 
 
@@ -206,10 +207,10 @@ def expect(state, windows, cfg, dtype, autocast, indices, lrs):
 
 
 @torch.no_grad()
-def spread_of_loss(model, windows, autocast, draws=10):
-    """Standard deviation, as a share of the mean, of the loss over draws of dropout's masks."""
+def spread_of_loss(model, windows, autocast):
+    """Standard deviation, as a share of the mean, of the loss over ten draws of dropout's masks."""
     with autocast:
-        losses = torch.stack([model(windows[:, :-1], windows[:, 1:])[1].double() for _ in range(draws)])
+        losses = torch.stack([model(windows[:, :-1], windows[:, 1:])[1].double() for _ in range(10)])
     return float(losses.std() / losses.mean())
 
 
@@ -234,7 +235,7 @@ def gradient_of(name):
 
 
 def distances(result, exact, start):
-    """How far a result is off, {name: share}: of the exact value, or of the way that a weight went."""
+    """How far a result is off, {name: share}: of the exact value, or for a weight of how far it moved."""
     shares = {}
     for name, value in exact.items():
         way = (value - start[name]).norm() if name in start else value.abs()
@@ -277,11 +278,11 @@ def restore(state, before, settings=False):
 
 
 def took(earlier, step, device):
-    """Whether a run.json says that its run took this step after a trial on a machine like this one."""
+    """Whether a run.json says that its run took this step after a trial of this code on such a machine."""
     if earlier.get("step") != step.name or "step_refused" not in earlier:
         return False
-    here = machine(device)
-    return all(earlier.get(key) == here[key] for key in ("device_name", "torch", "driver"))
+    here = machine(device) | {"commit": COMMIT}
+    return all(earlier.get(key) == here[key] for key in ("device_name", "torch", "driver", "commit"))
 
 
 def reason_of(error):

@@ -138,7 +138,7 @@ def shuffled(items, rng):
     return sorted(items, key=lambda _: rng.random())  # rng.shuffle() may change
 
 
-def parse_pairs(held_out, max_operand=9):
+def parse_pairs(held_out, max_operand):
     """Return {(3, 4), (4, 3), (1, 8), (8, 1)} for "3,4;1,8", an empty set for "none". Raises ValueError."""
     if held_out == "none":
         return set()

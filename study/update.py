@@ -67,7 +67,7 @@ def begin_moments(optimizer):
 
 
 def hold_lr_in_tensor(optimizer, device):
-    """Put learning rates where a graph reads them in each update; a number would be a constant of it."""
+    """Put learning rates where a graph reads them in each update; a number would be fixed in the graph."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(math.nan, dtype=torch.float32, device=device)
 

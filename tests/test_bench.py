@@ -62,8 +62,8 @@ def test_every_step_of_every_model_is_tried_and_timed(check, monkeypatch, compil
     if compile == "True":
         steps.insert(1, ("flat", "PyTorch, compiled"))
     assert [(model, step) for model, step, *_ in rows] == steps
-    for _, _, milliseconds, tokens, flops, share, verdict in rows:
-        assert verdict == "agrees" and float(share.rstrip("%")) > 0 and float(flops.replace(",", "")) >= 0
+    for _, _, milliseconds, tokens, _, share, verdict in rows:
+        assert verdict == "agrees" and float(share.rstrip("%")) > 0
         assert float(tokens.replace(",", "")) == pytest.approx(16 * 9 / float(milliseconds) * 1000, rel=0.01)
 
 

@@ -147,7 +147,7 @@ DAMAGES = [
     (TRAIN, RESUME, prepare_anew(arithmetic_text(held_out="3,4"), "3,4"), ["held_out", "5,7", "3,4"]),
     (TRAIN, RESUME, prepare_anew(arithmetic_text() + "!", "5,7"), ["chars", "!"]),
     (TRAIN, RESUME, prepare_anew(arithmetic_text(line_seed=3), "5,7"),
-     ["data/as_math", "another text", "prepare it as it was"]),
+     ["data/as_math", "no longer holds the text", "prepare that text again"]),
     (TRAIN, RESUME, only_best_as_last, ["ckpt_last.pt", "--overwrite=True"]),
     (TRAIN, RESUME, cut("run/ckpt_last.pt", 5000), ["ckpt_last.pt", "damaged"]),
     (TRAIN, RESUME, write("run/ckpt_last.pt", b""), ["ckpt_last.pt", "damaged"]),
@@ -221,6 +221,8 @@ DAMAGES = [
     (MATH, "--out_dir=run", a_vocabulary_without_an_end, ["was not trained on this task", "'>'"]),
     (TABLES, "--root_dir=.", write("seeds/runs.csv", b"run,n_embd\nmath_mini_14,14\n"),
      ["seeds", "damaged", "evaluations.csv.gz"]),
+    (TABLES, "--root_dir=.", write("seeds/runs.csv", b'run,n_embd\n"' + b"math_mini_14,14\n" * 10_000),
+     ["seeds", "damaged", "field larger than field limit"]),
 ]
 
 

@@ -220,7 +220,7 @@ def test_a_stopped_experiment_goes_on_where_it_was(start, script, in_tmp, projec
         os.killpg(process.pid, signum)
         time.sleep(0.02)
     _, stderr = process.communicate(timeout=600)
-    assert process.returncode == status and stderr == "stopped; the same command goes on\n"
+    assert process.returncode == status and stderr == "stopped; the same command continues\n"
     assert list((in_tmp / "mine").iterdir()) == []  # no run is complete
     info = json.loads(results.with_name("run.json").read_text())
     assert 0 < info["iter_num"] == info["saved_iter_num"] < 4000
@@ -271,6 +271,23 @@ def test_a_run_that_another_process_trains_is_waited_for(start, in_tmp):
     assert len(tables(in_tmp / "mine")[0]) == 2
 
 
+def test_a_run_that_another_process_begins_first_is_waited_for(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    folder = tmp_path / "runs/one"
+    folder.mkdir(parents=True)
+    lock, is_free, answers = lock_folder(folder), run_experiment.is_free, [False, True]
+
+    def seen(folder):  # free, then taken when the start has failed, then free
+        if not answers:
+            lock.close()
+        return answers.pop() if answers else is_free(folder)
+
+    monkeypatch.setattr(run_experiment, "is_free", seen)
+    experiment = {"one": {"config": "math_mini_14", "n_embd": 2, "max_iters": 3}}
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1) == []
+    assert not answers and "another run is writing" in (folder / "train.log").read_text()
+
+
 def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, in_tmp):
     Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 1_000_000}]\n")
     process = start("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}")
@@ -278,7 +295,7 @@ def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, 
     process.stdout.close()
     process.stdout = None
     _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 1 and stderr == "stopped; the same command goes on\n"
+    assert process.returncode == 1 and stderr == "stopped; the same command continues\n"
 
 
 def test_a_run_that_another_experiment_published_is_not_made_again(project, monkeypatch, tmp_path, capfd):

@@ -231,7 +231,7 @@ def test_an_experiment_trains_its_stacks_and_then_what_is_left(project, monkeypa
                        + grid(config="facts_mini_14", **SHORT))
     steps = run_all(experiment, tmp_path)
     out = capfd.readouterr().out
-    assert "and 5 like it 0 of 40" in out and out.count(": complete") == 7
+    assert "and 5 like it: 0 of 40" in out and out.count(": complete") == 7
     assert [step for name, step in steps.items() if name.startswith("math")] == ["PyTorch, a stack of 6"] * 6
     assert [step for name, step in steps.items() if name.startswith("facts")] == ["PyTorch"]
 

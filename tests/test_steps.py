@@ -157,7 +157,7 @@ def test_a_trial_leaves_the_state_unchanged(project, arguments):
 
 
 @needs_a_compiler
-def test_a_resumed_run_tries_a_step_again_only_on_another_machine(call, in_tmp, monkeypatch):
+def test_a_resumed_run_tries_a_step_again_only_on_another_machine_or_with_other_code(call, in_tmp, monkeypatch):
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     trials = []
     expect = steps.expect
@@ -167,6 +167,9 @@ def test_a_resumed_run_tries_a_step_again_only_on_another_machine(call, in_tmp, 
     info = json.loads(Path("run/run.json").read_text())
     Path("run/run.json").write_text(json.dumps(info | {"device_name": "Another CPU"}))
     assert call(*resume, "--max_iters=80").returncode == 0 and trials == [1]
+    info = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(info | {"commit": "another"}))
+    assert call(*resume, "--max_iters=100").returncode == 0 and trials == [1, 1]
 
 
 def test_the_trial_allows_the_differences_of_rounding_and_dropout_and_no_more(project):

@@ -109,7 +109,7 @@ def test_batches_depend_only_on_their_seed():
     assert torch.equal(together, torch.cat([one_by_one.draw(1) for _ in range(5)]))
     shares = [Batches(100, cfg, cpu, rank, 3).draw(5) for rank in range(3)]
     assert torch.equal(torch.stack(shares, dim=3).flatten(2), together)
-    assert together.unique().numel() > 30 and together.min() >= 0 and together.max() < 100
+    assert together.unique().numel() > 30 and together.max() < 100
     cfg.data_seed = 3
     assert torch.equal(Batches(100, cfg, cpu).draw(5), together)
     cfg.data_seed = 4

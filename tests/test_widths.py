@@ -172,7 +172,7 @@ def test_the_headline_shows_the_window(published_findings, wide):
     assert 9 < shade.get_x() < 10 and 16 < shade.get_x() + shade.get_width() < 18
     assert any("n10 to n16" in text and "25%" in text for text in texts_of(ax))
     note = figure.get_supxlabel() if wide else figure.legends[0].get_title().get_text()
-    assert "5 to 100 runs" in note and bool(figure.legends) != wide
+    assert "single runs, 5 to 100 a width" in note and bool(figure.legends) != wide
 
 
 @pytest.mark.parametrize("widths", [[13, 14], [14, 28, 56], range(40, 57, 8)])
@@ -181,6 +181,8 @@ def test_few_widths_and_no_random_tables_have_a_headline(widths):
     for wide in (False, True):
         figure = width_figures.plot_accuracy(findings(runs), wide)
         figure.canvas.draw()
+        note = figure.get_supxlabel() if wide else figure.legends[0].get_title().get_text()
+        assert "single runs, 1 a width" in note
         inside = figure.axes[0].get_window_extent()
         texts = [text for text in figure.axes[0].texts if not text.get_text().startswith("n")]
         assert len(texts) == (2 if wide else 0) and inside.width > figure.bbox.width / 2

@@ -11,7 +11,8 @@ A finding is a dict. It says "what" it is of, and has one of
     share, p                       a part of a whole, and the p of a permutation test or None
     right, total, iter, max_iters  a score of one run, which has come to iteration iter
     counts                         {value: how many have it}
-A share leaves out the runs that the question is not defined for. Without runs, all but counts are None.
+A share leaves out the runs that the question is not defined for. Without runs,
+counts, totals and lists are 0 or empty, and the rest is None.
 """
 
 import numpy as np
@@ -172,7 +173,7 @@ def corrected(tests):
 
 
 def spread(what, values, unit):
-    """unit: %, problems, bits, bits a parameter, or nats per character."""
+    """The values and their quartiles. unit: %, problems, bits, bits a parameter, or nats per character."""
     return {"what": what, "values": values, "unit": unit, "quartiles": quartiles(values) if values else None}
 
 
@@ -209,7 +210,8 @@ def percents_at_last(runs, what):
 
 def of_cell(what, runs):
     """Everything that is computed of one set of runs."""
-    late = [right / total for right, total in (late_evaluations(run.results) for run in runs) if total]
+    asked = [run for run in runs if run.results["held_out_total"].any()]
+    late = [right / total for right, total in (late_evaluations(run.results) for run in asked) if total]
     losses = [float(run.results["val_loss"].min()) for run in runs]
     return {
         "runs": len(runs), "params": max((int(run.info["num_params"]) for run in runs), default=None),

@@ -58,9 +58,9 @@ def label_widths(ax, ticks=WIDTHS):
     ax.grid(alpha=0.3)
 
 
-def jittered(x, count, spread=0.025):
+def jittered(x, count):
     """Positions of dots at x on a logarithmic axis, side by side rather than over each other."""
-    return x * np.exp(spread * (2 * (np.arange(count) * 0.618 % 1) - 1))  # golden ratio: evenly spaced
+    return x * np.exp(0.025 * (2 * (np.arange(count) * 0.618 % 1) - 1))  # golden ratio: evenly spaced
 
 
 def draw_means(ax, cells, label, color, marker):

@@ -32,7 +32,7 @@ PAPER_BEYOND_SUB = 4.75  # percent of those differences that the paper's n14 has
 def findings(runs, unfinished=None):
     """All findings of {name: Run} from the tables.
 
-    unfinished: {name: Run} of which those with the paper's names stand in for its runs.
+    unfinished: {name: Run}; those named like the paper's runs stand in for them.
     """
     unfinished = unfinished or {}
     cells = {task: {panel: by_seed(runs, config) for panel, config in configs.items()}
@@ -147,7 +147,7 @@ def beyond(runs):
 
 
 def lacking(widths):
-    """How many trained samples the runs of n14 and wider lack that do not have all of them at the end."""
+    """How many trained samples are wrong at the end, in runs of n14 and wider that lack any."""
     runs = [run for n, cell in widths.items() if n >= 14 for run in cell]
     scores = [right_and_total(run.results, "trained") for run in runs]
     lack = [int(total - right) for right, total in scores if right < total]

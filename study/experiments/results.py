@@ -107,7 +107,7 @@ def read_runs(root_dir):
 
 
 def other_runs(root, runs):
-    """Return {name: Run} of the runs' folders in a folder or in its runs/, without those of the tables.
+    """Return {name: Run} of the run folders in a folder and in its runs/, without the runs of the tables.
 
     If two folders have the same name, the run with more iterations wins.
     """
@@ -152,14 +152,15 @@ def read_tables(folder):
         if not all(rows.values()):
             raise ValueError("a run without evaluations")
         return {name: Run(info, rows[name], columns(rows[name])) for name, info in infos.items()}
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, KeyError, TypeError,
+            ValueError) as error:
         raise StudyError(f"the tables in {folder}, runs.csv and evaluations.csv.gz, are damaged "
                          f"({type(error).__name__}: {error}): "
-             "restore them, or remove both and run the experiment again")
+                         "restore them, or remove both and run the experiment again")
 
 
 def read_info(folder):
-    """What the folder of a run tells of it, complete or not, with the names of runs.csv."""
+    """What a run's folder says of it, complete or not, under the column names of runs.csv."""
     info = read_run_json(folder)
     parts = [*info.get("earlier_parts", []), info] if info else []
     return {

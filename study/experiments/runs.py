@@ -277,14 +277,15 @@ def write_tables(folder, runs):
     evaluations = [{column: infos[name][column] for column in setting_columns} | row
                    for name, run in runs.items() for row in run.rows]
     scored = dict.fromkeys(column for run in runs.values() for column in run.rows[0])
-    scores = _csv([*setting_columns, *scored], evaluations, "0")  # a task may have come later
+    scores = csv_bytes([*setting_columns, *scored], evaluations, "0")  # a task may have come later
     write_files({  # in this order: a row of runs.csv stands for evaluations that are there
         folder / "evaluations.csv.gz": gzip.compress(scores, mtime=0),  # the same bytes at any time
-        folder / "runs.csv": _csv(described, infos.values(), ""),
+        folder / "runs.csv": csv_bytes(described, infos.values()),
     })
 
 
-def _csv(columns, rows, missing):
+def csv_bytes(columns, rows, missing=""):
+    """Rows {column: value} as a CSV file with these columns; `missing` where a row has none of them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval=missing, lineterminator="\n")
     writer.writeheader()

@@ -64,9 +64,9 @@ def paired_difference(both, only_a, only_b, neither):
     return a - b - distance(a - low_a, high_b - b), a - b + distance(high_a - a, b - low_b)
 
 
-def mean_interval(values, draws=10_000, seed=0):
+def mean_interval(values):
     """95% percentile interval of a mean, by bootstrap over its values."""
-    drawn = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(axis=1)
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
     return tuple(float(bound) for bound in np.percentile(drawn, (2.5, 97.5)))
 
 
@@ -85,12 +85,12 @@ def two_way_shares(table):
     return (rows / total, columns / total, 1 - (rows + columns) / total) if total else (0.0, 0.0, 0.0)
 
 
-def permutation_p(table, draws=10_000, seed=0):
+def permutation_p(table, draws=10_000):
     """p of the rows' share of the sum of squares and of the columns': how often shuffling gives as much.
 
     Values are shuffled within columns to test the rows, within rows to test the columns.
     """
-    table, rng = np.asarray(table, dtype=float), np.random.default_rng(seed)
+    table, rng = np.asarray(table, dtype=float), np.random.default_rng(0)
     tests = []
     for values in (table, table.T):  # the share of the rows, each time
         shuffled = rng.permuted(np.repeat(values[None], draws, axis=0), axis=1)
@@ -100,9 +100,9 @@ def permutation_p(table, draws=10_000, seed=0):
     return tuple(float(p) for p in tests)
 
 
-def paired_p(differences, draws=10_000, seed=0):
+def paired_p(differences, draws=10_000):
     """Two-sided p of a paired permutation test that the mean difference is zero: signs are flipped."""
-    differences, rng = np.asarray(differences, dtype=float), np.random.default_rng(seed)
+    differences, rng = np.asarray(differences, dtype=float), np.random.default_rng(0)
     signs = rng.choice([-1, 1], size=(draws, len(differences)))
     at_least = np.abs((signs * differences).mean(axis=1)) >= abs(differences.mean()) - 1e-12
     return float((1 + at_least.sum()) / (1 + draws))
@@ -117,13 +117,13 @@ def holm(ps):
     return [float(p) for p in corrected]
 
 
-def bootstrap(statistic, groups, draws=2000, seed=0):
+def bootstrap(statistic, groups):
     """95% percentile interval of statistic(groups), with the runs of each group drawn again.
 
     groups: a list of lists of values.
     """
-    rng, groups = np.random.default_rng(seed), [np.asarray(group, dtype=float) for group in groups]
-    values = [statistic([rng.choice(group, len(group)) for group in groups]) for _ in range(draws)]
+    rng, groups = np.random.default_rng(0), [np.asarray(group, dtype=float) for group in groups]
+    values = [statistic([rng.choice(group, len(group)) for group in groups]) for _ in range(2000)]
     return tuple(float(bound) for bound in np.percentile(values, (2.5, 97.5)))
 
 
@@ -137,9 +137,10 @@ def half_width(widths, shares, falling=False, censored=False):
     widths, shares = np.log(widths), np.asarray(shares, dtype=float)
     level = shares.max() / 2 if falling else 0.5
     above = np.flatnonzero(shares >= level)
-    right = above[-1] + 1 if falling else (above[0] if len(above) else 0)
-    if not len(above):
-        right = len(shares)
+    if falling:
+        right = above[-1] + 1
+    else:
+        right = above[0] if len(above) else len(shares)
     if not 0 < right < len(shares):
         return float(np.exp(widths[-1 if right else 0])) if censored else math.nan
     share = (level - shares[right - 1]) / (shares[right] - shares[right - 1])

@@ -3,6 +3,8 @@
 import re
 import textwrap
 
+WIDTH = 110  # characters of a line of Markdown
+
 
 def text_of(finding, spec=","):
     """A finding of study/experiments/cells.py as text, or None if there are no runs for it.
@@ -115,17 +117,17 @@ def percent(right, total):
     return f"{value:.{int(0 < value < 1 or 99 < value < 100)}f}"
 
 
-def wrapped(text, width=110):
+def wrapped(text):
     """Markdown with its paragraphs and list items wrapped; code, headings, tables and links stay."""
     parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)
     for i in range(0, len(parts), 2):  # between the code
-        parts[i] = "\n\n".join(wrap(block, width) for block in parts[i].split("\n\n"))
+        parts[i] = "\n\n".join(wrap(block) for block in parts[i].split("\n\n"))
     return "".join(parts)
 
 
-def wrap(block, width):
+def wrap(block):
     if not block or block.startswith(("|", "#", "!", "\n")) or block.endswith("\n"):
         return block
     items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", block)]
-    return "\n".join(textwrap.fill(item, width, break_long_words=False, break_on_hyphens=False,
+    return "\n".join(textwrap.fill(item, WIDTH, break_long_words=False, break_on_hyphens=False,
                                    subsequent_indent="  " if item.startswith("- ") else "") for item in items)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, spread
+from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, span, spread
 from study.experiments.problems import is_pair, share_seen
 from study.experiments.results import first_evaluation_with
 from study.experiments.select import N14, seeds_by, seeds_of, varied
@@ -102,7 +102,7 @@ def capacity(runs):
     memory, rule = at_last(cells, "trained"), at_last(true, "held_out") if cells else {}
     table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
                   if run.info.get("table_bits")]
-    # As before n11 to n13 had ten tables each.
+    # What was planned at first: five tables a width, without n11 and n13.
     planned = {n: shares[:5] for n, shares in memory.items() if n not in (11, 13)}
     return {
         "by_width": by_width,
@@ -225,20 +225,22 @@ def pairs(runs):
         if len(means) == 45:
             sets = {"new": [pair for pair in means if pair not in KNOWN_PAIRS], "all": list(means),
                     "seen": [pair for pair in means if share_seen(pair) == 1]}
-            found[f"n{n}"] = {name: edge(f"n{n}, {name} pairs", {pair: means[pair] for pair in of_set})
-                              for name, of_set in sets.items()}
+            found[f"n{n}"] = {
+                name: edge(f"n{n}, {name} pairs", {pair: means[pair] for pair in of_set})
+                | {"runs": span(f"n{n}, {name} pairs: runs of a pair", [len(cells[pair]) for pair in of_set])}
+                for name, of_set in sets.items()}
     return found
 
 
-def edge(what, means, draws=10_000):
+def edge(what, means):
     """Mean of the pairs with a 0 or 9 minus that of the others, and p by permutation over pairs."""
     at_edge = np.array([bool({"0", "9"} & set(pair.split(","))) for pair in means])
     values, rng = np.array(list(means.values())), np.random.default_rng(0)
     observed = values[at_edge].mean() - values[~at_edge].mean()
-    shuffled = rng.permuted(np.repeat(at_edge[None], draws, axis=0), axis=1)
+    shuffled = rng.permuted(np.repeat(at_edge[None], 10_000, axis=0), axis=1)
     counts = at_edge.sum(), (~at_edge).sum()
     differences = (shuffled @ values) / counts[0] - (~shuffled @ values) / counts[1]
-    p = (1 + (np.abs(differences) >= abs(observed) - 1e-12).sum()) / (1 + draws)
+    p = (1 + (np.abs(differences) >= abs(observed) - 1e-12).sum()) / (1 + len(shuffled))
     groups = [values[at_edge], values[~at_edge]]
     interval = bootstrap(lambda groups: groups[0].mean() - groups[1].mean(), groups)
     return {"what": f"{what}: those with 0 or 9 minus the others", "difference": float(observed),

@@ -96,9 +96,10 @@ def order(found):
 
 def pairs(found):
     names = {"new": "new pairs", "all": "all", "seen": "those whose answers other lines have"}
-    heading = ["n", "pairs", "number", "those with 0 or 9, mean %", "the others, mean %", "difference"]
+    heading = ["n", "pairs", "number", "runs of a pair", "those with 0 or 9, mean %", "the others, mean %",
+               "difference"]
     return table("Held-out pairs at the edge of the table and inside", heading, [
-        [n, name, edge["pairs"], number(edge["at_edge"]), number(edge["inside"]), edge]
+        [n, name, edge["pairs"], edge["runs"], number(edge["at_edge"]), number(edge["inside"]), edge]
         for n, of_width in found.items() for edge, name in ((of_width[key], names[key]) for key in names)])
 
 

@@ -49,7 +49,8 @@ def plot_accuracy(found, wide=False):
     if found["window"]:
         shade_window(ax, found["window"], list(found["by_width"]["math"]))
     runs = [len(cell["values"]) for cells, *_ in curves for cell in cells.values()]
-    note = f"lines: mean of {min(runs)} to {max(runs)} runs a width; dots: single runs"
+    counts = " to ".join(map(str, sorted({min(runs), max(runs)})))
+    note = f"dots: single runs, {counts} a width; lines: their mean"
     if wide:
         figure.supxlabel(note, fontsize=7)
     else:

@@ -12,7 +12,8 @@ def make_captured_step(update, parameters, optimizer, shape, device, name):
     """The Step that launches update() as one CUDA graph.
 
     What changes between updates is read from tensors that stay in place: a block of batches and learning
-    rates, moved there at once, and the number of the next one. shape: of the indices of an update.
+    rates, moved there together, and the position of the next update in it. shape: of the indices of an
+    update.
     """
     hold_lr_in_tensor(optimizer, device)
     block = torch.zeros(BLOCK, *shape, dtype=torch.int64, device=device)
