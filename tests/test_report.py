@@ -151,14 +151,13 @@ def share(rate):
 
 def test_the_mlt_behaves_as_in_the_paper_as_far_as_it_has_come(published):
     runs = read_runs(published)
-    names = ("math_mini_mlt_wd", "facts_mini_mlt", "facts_mini_mlt_wd", "both_mini_mlt")
-    alone, facts, facts_wd, both = (runs[name].results for name in names)
-    right, total = right_and_total(alone, "trained")
-    assert right == total and right_and_total(alone, "held_out")[0] == 0
-    assert all(results["facts_correct"][-1] == 500 for results in (facts, facts_wd, both))
-    assert both["held_out_correct"][-1] == runs["math_mini_mlt"].results["held_out_correct"][-1] == 0
+    for name in (f"{task}_mini_mlt{suffix}" for task in ("math", "facts", "both") for suffix in ("", "_wd")):
+        right, total = right_and_total(runs[name].results, "trained")
+        assert right == total
+        assert right_and_total(runs[name].results, "held_out")[0] == 0
+        assert name.startswith("math") or runs[name].results["facts_correct"][-1] == 500
     begun = [int(run.results["iter"][-1]) for name, run in runs.items() if name.endswith(("_mlt", "_mlt_wd"))]
-    assert len(begun) == 5 and f"{min(begun):,} to {max(begun):,} of 30,000 iterations" in README
+    assert len(begun) == 6 and f"{min(begun):,} to {max(begun):,} of 30,000 iterations" in README
 
 
 def test_pages_of_another_folder_link_to_the_figures_there(call, in_tmp, published):
