@@ -157,7 +157,7 @@ def test_a_trial_leaves_the_state_unchanged(project, arguments):
 
 
 @needs_a_compiler
-def test_a_resumed_run_tries_a_step_again_only_on_another_machine_or_with_other_code(call, in_tmp, monkeypatch):
+def test_a_resumed_run_tries_a_step_again_on_another_machine_or_with_other_code(call, in_tmp, monkeypatch):
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     trials = []
     expect = steps.expect

@@ -11,8 +11,8 @@ A finding is a dict. It says "what" it is of, and has one of
     share, p                       a part of a whole, and the p of a permutation test or None
     right, total, iter, max_iters  a score of one run, which has come to iteration iter
     counts                         {value: how many have it}
-A share leaves out the runs that the question is not defined for. Without runs,
-counts, totals and lists are 0 or empty, and the rest is None.
+A share leaves out the runs that the question is not defined for. Without runs, counts, totals and lists are
+0 or empty, and the rest is None.
 """
 
 import numpy as np
