@@ -224,6 +224,30 @@ def test_the_exp_and_erf_of_the_step_are_accurate(tmp_path):
 
 
 @needs_a_compiler
+def test_scaling_the_gradient_changes_no_sum_that_begins_with_denormal_numbers(tmp_path):
+    size, compiler = (14, 1, 17, 9), c_step.find_compiler()
+    printed = printed_by("c_step_underflow.c", size, tmp_path / "program", compiler)
+    differ, would_differ_without_them = map(int, printed.split())
+    assert differ == 0 and would_differ_without_them > 1000
+
+
+@needs_a_compiler
+def test_scaling_the_gradient_changes_no_byte_of_a_model_that_is_sure(project, monkeypatch):
+    weights = {}
+    for flags in ([], ["-DSCALE=1"]):
+        cfg, windows, model, optimizer = setting("as_math", 28, torch.float32)
+        with torch.no_grad():
+            model.transformer.ln_f.weight *= 30  # logits far apart: most probabilities are denormal or 0
+        monkeypatch.setattr(c_step, "FLAGS", [*c_step.FLAGS, *flags])
+        fast_updates(cfg, windows, model, optimizer, draw(windows, 100, 882), [1e-4] * 100)
+        weights[bool(flags)] = [p.detach() for p in model.parameters()]
+    logits = model(windows[:, :-1], windows[:, 1:])[0]
+    smallest = logits.log_softmax(-1).min(dim=-1).values
+    assert (smallest < -75).float().mean() > 0.5
+    assert all(torch.equal(scaled, plain) for scaled, plain in zip(*weights.values()))
+
+
+@needs_a_compiler
 def test_a_run_reports_which_step_it_uses(call, in_tmp):
     result = call("train_with_eval.py", *SHORT, "--out_dir=fast")
     assert "C step (" in result.stdout.splitlines()[0] and result.stderr == ""

@@ -20,6 +20,11 @@ keys go by halving (reduce). Fused multiply-adds are explicit (fma_), never left
 same weights and batches give the same bytes on every machine with IEEE arithmetic, provided that the
 compiler neither contracts nor reorders; c_step.py has the flags.
 
+The gradient is computed times SCALE, as in mixed precision. Without it, most gradients of the logits of a
+model that has memorized are denormal numbers (below 2^-126), and an Intel processor needs a hundred cycles
+for a product with one. A power of two does not change how normal numbers round; sums_of_denormals has the
+exception.
+
 c_step.py defines T (block_size), V (vocab_size), C (n_embd), H (hidden width of the MLP) and real:
 float for training, double to compare with autograd.
 */
@@ -57,6 +62,9 @@ enum {
     HV = (H4 + W - 1) / W,
     TV = (T4 + W - 1) / W,
 };
+#ifndef SCALE
+#define SCALE ((real)(sizeof(real) == 4 ? 0x1p64 : 1))
+#endif
 typedef union { vec v[J]; real x[L]; } row;            // one feature of L contexts
 typedef union { vec v[CV]; real x[CV * W]; } features; // all features of one context
 typedef union { vec v[HV]; real x[HV * W]; } hidden;
@@ -130,6 +138,12 @@ INLINE vec sqrt_(vec x) {
 #define SELECT(condition, a, b) \
     ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | \
                      (~(condition) & (__typeof__(condition))(b))))
+
+INLINE int any(mask m) { // whether a bit is set in some lane
+    integer set = 0;
+    EACH(l, W) set |= m[l];
+    return set != 0;
+}
 
 // exp(x) for x <= 0, within 2 ulp. Below -87, where exp(x) < 2e-38, the result is 0.
 INLINE vec exp_(vec x) {
@@ -256,6 +270,30 @@ INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row 
     int i = 0;
     for (; i + 4 <= M; i += 4) matmul_rows(4, K, w + i * K, x, y + i, base ? base + i : 0);
     if (M % 4) matmul_rows(M % 4, K, w + i * K, x, y + i, base ? base + i : 0);
+}
+
+// y = w x for the denormal numbers at the start of each column of x, which then are 0 in x: the base of a matmul
+// of what is left. w (M, K), x (K, L), y (M, L), all times SCALE. A normal number that follows them is rounded
+// with them: at a tie their sign decides. So they are summed here as without SCALE, in multiples of 2^-149.
+static void sums_of_denormals(int M, int K, const real *w, row *x, row *y) {
+    vec least = splat(SCALE * (real)0x1p-126), grid = least * (real)1.5; // adding it rounds to multiples
+    memset(y, 0, M * sizeof *y);
+    if (SCALE == 1) return;
+    mask start[J]; // the columns that had no normal number yet
+    EACH(j, J) start[j] = ~(mask){0};
+    EACH(k, K) {
+        mask denormal[J], some = {0};
+        UNROLL(j, J) {
+            start[j] &= (x[k].v[j] < least) & (x[k].v[j] > -least);
+            denormal[j] = (mask)x[k].v[j] & start[j];
+            some |= denormal[j];
+        }
+        if (!any(some)) continue;
+        EACH(j, J) x[k].v[j] -= (vec)denormal[j];
+        EACH(i, M) EACH(j, J) {
+            y[i].v[j] = fma_(splat(w[i * K + k]), (vec)denormal[j], y[i].v[j] + grid) - grid;
+        }
+    }
 }
 
 // dw += a b for R rows of dw. a (M, L), b (L, N), dw (M, N), with N counted in vectors.
@@ -579,19 +617,19 @@ static void attention_backward(Tree *tree) {
 }
 
 // Forward from the residual after attention to the loss, and backward, for L contexts from n0 on. Replaces
-// their tree->x by its gradient and returns their part of the loss.
+// their tree->x by its gradient, times SCALE, and returns their part of the loss.
 static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     static row x[C4], y[C4], rstd;            // residual, normalized
     static row z[H], gz[H4], slope[H], dz[H]; // hidden layer, gelu(z), gelu'(z), gradient of z
     static row x2[C], f[C4], rstd_f;          // residual after the MLP, normalized
     static row o[V], top, sum;                // logits, then their gradient; maximum; sum of exp(logit - top)
-    static row weight;                        // weight of each context in the loss
+    static row weight;                        // weight of each context in the loss, times SCALE
     static row dx[C4], d[C];                  // gradient of the residual; of y or f
     static features y_t[L], f_t[L];           // y, f and gz transposed: (L, C), (L, C), (L, H)
     static hidden gz_t[L];
     int n = tree->n_contexts - n0 < L ? tree->n_contexts - n0 : L;
     double loss = 0;
-    EACH(l, L) weight.x[l] = l < n ? tree->context[n0 + l].count / (real)tree->positions : 0;
+    EACH(l, L) weight.x[l] = l < n ? tree->context[n0 + l].count / (real)tree->positions * SCALE : 0;
     to_rows(C4, tree->x[n0].x, CV * W, x);
 
     norm_forward(x, y, &rstd);
@@ -620,21 +658,23 @@ static double mlp_and_head(const Params *p, Tree *tree, int n0, int want_loss) {
     if (want_loss) EACH(l, n) loss += tree->context[n0 + l].count * (top.x[l] + log(sum.x[l]));
     // o -= share of the targets: now the gradient of the logits.
     EACH(l, n) EACH_TARGET(i, n0 + l) {
-        o[tree->target[i].token].x[l] -= tree->target[i].count / (real)tree->positions;
+        o[tree->target[i].token].x[l] -= tree->target[i].count / (real)tree->positions * SCALE;
     }
 
     from_rows(C4, y, y_t[0].x, CV * W);
     from_rows(C4, f, f_t[0].x, CV * W);
     from_rows(H4, gz, gz_t[0].x, HV * W);
     outer(V, CV, o, f_t[0].v, dfolded.head[0].v);
-    matmul(C, V, folded.head_t[0], o, d, 0);
+    sums_of_denormals(C, V, folded.head_t[0], o, d);
+    matmul(C, V, folded.head_t[0], o, d, d);
     memset(dx, 0, sizeof dx);
     norm_backward(d, f, &rstd_f, dx);
     outer(C, HV, dx, gz_t[0].v, dfolded.mlp_proj[0].v);
     matmul(H, C, folded.mlp_proj_t[0], dx, dz, 0);
     EACH(i, H) EACH(j, J) dz[i].v[j] *= slope[i].v[j];
     outer(H, CV, dz, y_t[0].v, dfolded.fc[0].v);
-    matmul(C, H, folded.fc_t[0], dz, d, 0);
+    sums_of_denormals(C, H, folded.fc_t[0], dz, d);
+    matmul(C, H, folded.fc_t[0], dz, d, d);
     norm_backward(d, y, &rstd, dx);
     from_rows(C4, dx, tree->x[n0].x, CV * W);
     return loss / tree->positions;
@@ -656,6 +696,7 @@ static double gradient(const Params *p, Params *g, Tree *tree, int want_loss) {
     attention_backward(tree);
     for (int r = 0; r < P; r += L) table_backward(g, r);
     unfold(p, g);
+    EACH(i, SIZE) ((real *)g)[i] *= 1 / SCALE;
     return loss;
 }
 
