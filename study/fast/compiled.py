@@ -3,8 +3,6 @@
 This has not run on a GPU yet; study/steps.py compares it with the plain update before a run trains.
 """
 
-import torch
-
 from study.update import hold_lr_in_tensor, make_eager_step
 
 
