@@ -1,6 +1,6 @@
-// Compares sums of products that begin with denormal numbers, by sums_of_denormals and matmul times SCALE, with
-// those of matmul alone. The factors have few bits, so that many sums are at a tie. Prints how many sums differ
-// and how many would differ if the denormal numbers were dropped.
+// Compare sums of products that begin with denormal numbers, by sums_of_denormals and matmul times SCALE,
+// with those of matmul alone. The factors have few bits, so that many sums are at a tie. Print how many sums
+// differ, and how many would if the denormal numbers were dropped.
 #include "c_step.c"
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +24,8 @@ int main(void) {
         EACH(l, L) {
             int first = 1 + draw(V - 1); // the first normal number
             EACH(v, V) {
-                real x = v >= first ? few_bits(-20 - (int)draw(30)) : draw(2) ? few_bits(-127 - (int)draw(14)) : 0;
+                real denormal = draw(2) ? few_bits(-127 - (int)draw(14)) : 0;
+                real x = v >= first ? few_bits(-20 - (int)draw(30)) : denormal;
                 plain[v].x[l] = x, scaled[v].x[l] = x * SCALE, dropped[v].x[l] = v >= first ? x : 0;
             }
         }

@@ -272,9 +272,10 @@ INLINE void matmul(int M, int K, const real *w, const row *x, row *y, const row 
     if (M % 4) matmul_rows(M % 4, K, w + i * K, x, y + i, base ? base + i : 0);
 }
 
-// y = w x for the denormal numbers at the start of each column of x, which then are 0 in x: the base of a matmul
-// of what is left. w (M, K), x (K, L), y (M, L), all times SCALE. A normal number that follows them is rounded
-// with them: at a tie their sign decides. So they are summed here as without SCALE, in multiples of 2^-149.
+// y = w x for the denormal numbers at the start of each column of x, and sets them to 0 in x. y is then the
+// base of a matmul of the rest. w (M, K); x (K, L) and y (M, L), times SCALE. These numbers decide how the
+// next product is rounded: at a tie, by the sign of their sum. So they are summed as without SCALE, in
+// multiples of 2^-149.
 static void sums_of_denormals(int M, int K, const real *w, row *x, row *y) {
     vec least = splat(SCALE * (real)0x1p-126), grid = least * (real)1.5; // adding it rounds to multiples
     memset(y, 0, M * sizeof *y);
