@@ -141,8 +141,10 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     # learning rates
     others = [cell for cell in found["why"]["rates"]["n28"].values() if cell["rate"] != 0.01]
     assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)
-    # what is still running
-    assert not found["why"]["order"]["by_width"] and found["why"]["tables"]["slope"]["value"] is None
+    # the table's size, what is still to be run
+    low, high = found["why"]["tables"]["slope"]["interval"]
+    assert 0.5 < low < 1 < high and not found["why"]["order"]["by_width"]
+    assert not any("19" in name for name in found["why"]["tables"]["by_table"])
 
 
 def share(rate):

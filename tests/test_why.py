@@ -119,6 +119,8 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
     for table in tables["by_table"].values():
         assert table["ratio"]["value"] == pytest.approx(2, rel=0.05)
     assert tables["slope"]["value"] == pytest.approx(1, abs=0.05) and tables["slope"]["tables"] == 4
+    assert tables["ratios"]["values"] == pytest.approx([2, 2], abs=0.1)
+    assert tables["problems"]["values"] == [50, 800]
 
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):
@@ -238,3 +240,9 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     chance = embeddings_of(ROOT / "results")["n28 at 30,000"]["circle_chance"]["mean"]
     assert min(arcs["n14, all four right"], arcs["n14, fewer right"], arcs["n28 at 1,750"]) > 70
     assert arcs["n28 at 30,000"] < 40 and arcs["n28 at 30,000"] - chance < 15
+    tables = found["tables"]
+    low, high = tables["slope"]["interval"]
+    assert 0.5 < low < 1 < high < 1.5 and all(1 < ratio < 1.5 for ratio in tables["ratios"]["values"])
+    assert tables["by_table"]["both to 4"]["most"] < 50
+    assert tables["slope"]["tables"] == len(tables["by_table"]) - 1
+    assert not any("19" in name for name in tables["by_table"])  # still to be run

@@ -161,12 +161,19 @@ def tables(runs):
             "ratio": ratio(name, memory, falls), "most": None if peak is None else 100 * peak,
             "memory": memory, "rule": rule,
         }
-    slope = slope_of(found)
+    slope, of_both = slope_of(found), whole(found)
     others = [slope_of({name: table for name, table in found.items() if name != left_out})["value"]
-              for left_out in whole(found)] if slope["tables"] > 3 else []
-    return {"by_table": found, "slope": slope,
-            "slope_without_one": {"what": "slope without one of the tables",
-                                  "values": [round(bound(others), 2) for bound in (min, max) if others]}}
+              for left_out in of_both] if slope["tables"] > 3 else []
+    return {
+        "by_table": found, "slope": slope, "slope_without_one": ends("slope without one of the tables", others),
+        "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
+        "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
+    }
+
+
+def ends(what, numbers):
+    """The least and the largest number, to two decimals."""
+    return {"what": what, "values": [round(bound(numbers), 2) for bound in (min, max) if numbers]}
 
 
 def whole(found):

@@ -69,19 +69,20 @@ def plot_tables(found):
     figure, ax = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
     ends = np.array([4, 64])
     ax.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--", label="equal widths")
-    for name, table in found.items():
+    by_width = sorted(found.items(), key=lambda item: item[1]["n_mem"]["value"])
+    for (name, table), marker in zip(by_width, "osD^vP*X"):
         (x, (left, right)), (y, (low, high)) = ((table[key]["value"], table[key]["interval"])
                                                 for key in ("n_mem", "n_gen"))
         x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
-        ax.errorbar(x, y, y_error, x_error, fmt="o", color=MEMORY, markersize=4, elinewidth=1)
-        ax.annotate(name, (x, y), (-5, 3), textcoords="offset points", ha="right", fontsize=7)
+        ax.errorbar(x, y, y_error, x_error, fmt=marker, color=MEMORY, markersize=4, elinewidth=1,
+                    label=name)
     ax.set_yscale("log")
     ax.set_yticks(WIDTHS, WIDTHS)
     label_widths(ax)
     ax.set(xlabel="width that holds half of the random table", xlim=ends, ylim=ends,
            ylabel="width that has lost half of the held-out score")
     ax.minorticks_off()
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
     return figure
 
 
