@@ -194,8 +194,8 @@ def test_all_of_it_is_drawn(found):
     assert list(figures) == ["capacity", "times", "tables", "rates", "changing_order", "held_out_share"]
     curves = {line.get_label(): line.get_ydata().tolist() for line in figures["capacity"].axes[0].get_lines()}
     assert curves["random table"] == [10, 50, 100, 100]
-    texts = {text.get_text() for text in figures["tables"].axes[0].texts}
-    assert texts == {"both to 4", "both to 6", "both to 12", "both to 19"}
+    legend = [text.get_text() for text in figures["tables"].axes[0].get_legend().get_texts()]
+    assert legend == ["equal widths", "both to 4", "both to 6", "both to 12", "both to 19"]
     for figure in figures.values():
         figure.canvas.draw()
 
