@@ -165,7 +165,8 @@ def tables(runs):
     others = [slope_of({name: table for name, table in found.items() if name != left_out})["value"]
               for left_out in of_both] if slope["tables"] > 3 else []
     return {
-        "by_table": found, "slope": slope, "slope_without_one": ends("slope without one of the tables", others),
+        "by_table": found, "slope": slope,
+        "slope_without_one": ends("slope without one of the tables", others),
         "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
         "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
     }
