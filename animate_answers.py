@@ -2,21 +2,22 @@
 
     python animate_answers.py          (trains both models, then writes results/answers.gif)
 
-Trains both in a temporary folder, anew each time, which takes less than two minutes on a CPU. The GIF shows
+Trains both in a temporary folder each time, which takes less than two minutes on a CPU. The GIF shows
 the most frequent answer to each sum at every evaluation up to iteration 10,000, then at every fourth.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
-from matplotlib.animation import PillowWriter
-
+from study import ROOT, StudyError  # first: from here on Ctrl-C ends in one line
 import train_with_eval
 from eval_as_math import answer_table
-from study import ROOT, StudyError
-from study.experiments.figures import ANSWERS_LEGEND, draw_table, plt, titled
+from study.experiments.figures import ANSWERS_LEGEND, draw_table, plt, titled  # before matplotlib
 from study.files import write_files
 from study.settings import configure, run_script
+
+from matplotlib.animation import PillowWriter
 
 root_dir = "results"  # folder where answers.gif is written
 seed = 1337  # of both models
@@ -39,7 +40,8 @@ def tables_while_training(config, folder, cfg):
         f"{ROOT}/config/train_{config}.py", f"--seed={cfg.seed}", f"--max_iters={FRAMES[-1]}",
         f"--out_dir={folder}/{config}", f"--device={cfg.device}"]), keep)
     if state.stopped_by:
-        raise SystemExit(128 + state.stopped_by)
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + state.stopped_by)
     return tables, state.model.num_params()
 
 

@@ -4,8 +4,8 @@
 
 Each step is tried as before a run: one that cannot be built, or differs from the plain step, is refused
 with a reason. The table at the end can be pasted into an issue. The exit status is 0 only if the tests passed
-and no step was refused. --device=cpu shows what it does, without a GPU. There the step with 16-bit masks is
-tried with dropout on, less strictly than before a run.
+and no step was refused. --device=cpu --block_iters=2 shows what it does, without a GPU. There the step with
+16-bit masks is tried with dropout on, less strictly than before a run.
 """
 
 import statistics

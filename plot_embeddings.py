@@ -6,6 +6,7 @@ Trains n14 to the end, and n28 to its early peak of the held-out score and to th
 a row for each model (see study/experiments/embeddings.py), and embeddings.png.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def main(cfg):
         for seed in range(1, cfg.seeds + 1):
             state = trained(config, iterations, seed, cfg)
             if state.stopped_by:
-                raise SystemExit(128 + state.stopped_by)
+                print("stopped; the same command continues", file=sys.stderr)
+                sys.exit(128 + state.stopped_by)
             embeddings = digit_embeddings(state.model, chars)
             rows.append({"config": config, "seed": seed, "iter": iterations,
                          "held_out_correct": state.rows[-1]["held_out_correct"],

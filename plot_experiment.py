@@ -83,7 +83,7 @@ def count_of_runs(count):
 
 
 def plot_orders(found):
-    """How many held-out problems n14 has right at the end, for each order of the lines and each seed."""
+    """How many held-out problems n14 answers at the end, for each order of the lines and each seed."""
     right = {key: samples / NUM_SAMPLES for key, samples in found["orders"]["held_out_right"].items()}
     orders, of_seeds = (sorted({key[i] for key in right}) for i in (0, 1))
     table = np.array([[right.get((order, seed), np.nan) for order in orders] for seed in of_seeds])

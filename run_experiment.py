@@ -1,10 +1,10 @@
 """Make all runs of an experiment, side by side, and the two tables that hold them.
 
     python run_experiment.py experiments/paper.py                    (into results/paper/)
-    python run_experiment.py experiments/paper.py --root_dir=again   (anew, into another folder)
+    python run_experiment.py experiments/paper.py --root_dir=again   (again, into another folder)
 
 A run that the tables in <root_dir> hold is not made again; if it was made with other settings, the program
-ends and says which, and --overwrite=True makes it anew. Each other run has its folder in <root_dir>/runs,
+ends and says which, and --overwrite=True makes it again. Each other run has its folder in <root_dir>/runs,
 with what it printed in train.log; experiments share these folders. Complete runs are skipped and interrupted
 ones are resumed, so after any interruption give the same command again. On a CPU a run has one core and one
 thread; on a GPU runs of equal shape train together (study/train_stack.py). study/experiments/runs.py says
@@ -43,7 +43,7 @@ from study.train_stack import MEMBER_SETTINGS, train_stack
 runs = []  # the runs, each a {setting: value}; the experiment's file assigns them
 out_dir = ""  # folder of the tables in root_dir; the file's name unless set
 root_dir = "results"  # what the experiments share: a folder for the tables of each, and runs/ for their runs
-overwrite = False  # make runs anew that were made with other settings
+overwrite = False  # make runs again that were made with other settings
 device = "auto"  # auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps
 jobs = 0  # runs side by side; 0: one for each core of the CPU, or one on a GPU
 
@@ -68,7 +68,6 @@ def prepare(experiment):
 
 def start(settings, folder, device):
     """Start or resume a run in a process of its own; return the process."""
-    folder.mkdir(parents=True, exist_ok=True)
     resume = ["--init_from=resume"] if (folder / "run.json").exists() else []
     changed = (f"--{key}={value}" for key, value in train_settings(settings).items())
     command = ["train_with_eval.py", str(config_file(settings)), f"--out_dir={folder}", f"--device={device}",
@@ -86,7 +85,7 @@ def start(settings, folder, device):
 
 def train_in_child(command, path, one_thread):
     """Run train_with_eval.py in this process, with its output appended to a file."""
-    os.setsid()  # Ctrl-C is for run_experiment.py to pass on
+    os.setsid()  # run_experiment.py passes Ctrl-C on
     release_stop_signals()
     threading.Thread(target=end_with_parent, daemon=True).start()
     if one_thread:
@@ -111,14 +110,19 @@ def end_with_parent():
 
 def is_free(folder):
     """Return whether a run's folder is free: another run_experiment.py may be training there."""
-    lock = lock_folder(folder) if folder.exists() else None
+    lock = lock_folder(folder)
     if lock:
         lock.close()
-    return bool(lock) or not folder.exists()
+    return bool(lock)
+
+
+def is_complete(settings, folder):
+    """Return whether a run's folder holds the run at its last iteration."""
+    return read_run_json(folder).get("saved_iter_num", 0) >= config_of(settings)["max_iters"]
 
 
 def largest_stack(config, memory):
-    """How many runs of a config a stack may have in so many bytes."""
+    """How many runs of a config a stack may have in `memory` bytes."""
     tokens = config["batch_size"] * config["block_size"]
     # Bytes a run: 31 to 64 float32 for each token and channel were measured.
     activations = 4 * 65 * tokens * config["n_layer"] * config["n_embd"]
@@ -285,10 +289,10 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
                     del running[name]
                     if process.exitcode and not is_free(folders[name]):  # another process began it first
                         waiting.append(name)
-                    elif process.exitcode:
+                    elif process.exitcode and not is_complete(experiment[name], folders[name]):
                         failed.append(name)
                         print(f"{CLEAR}{name} failed: {folders[name] / 'train.log'} says why", flush=True)
-                    else:
+                    else:  # by this process, or by another that was faster
                         finish(name)
                         complete += 1
             if time.monotonic() - written > WRITE_EVERY:
@@ -311,7 +315,7 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
             process.terminate()
         for process in running.values():
             process.join()
-        if not isinstance(error, StudyError):  # that one tells what to do
+        if isinstance(error, (KeyboardInterrupt, SystemExit, BrokenPipeError)):
             print(STOPPED, file=sys.stderr)
         raise
     finally:

@@ -5,9 +5,10 @@
 
 Every eval_interval iterations, from 0 to the last, it appends a row to <out_dir>/results.csv and saves each
 best model so far: ckpt.pt (validation loss), ckpt_best_math.pt, ckpt_best_facts.pt and ckpt_best_combined.pt
-(accuracy). --init_from=resume goes on from ckpt_last.pt, exactly. run.json says how the run was made.
+(accuracy). --init_from=resume continues from ckpt_last.pt, exactly. run.json says how the run was made.
 """
 
+import math
 import os
 import signal
 import sys
@@ -124,8 +125,9 @@ def train(cfg, callback=None):
                     loss = float(loss) if updates in until_due else None
                 it = state.iter_num = it + updates
                 progress.trained(updates, loss, seconds["training"] - before, rows)
-                if loss is not None:
-                    require_finite(loss, it)
+                if loss is not None:  # of this process's share of the batch
+                    fails = in_any_process(not math.isfinite(loss), device)
+                    require_finite(math.nan if fails else loss, it)
         progress.end(it, seconds)
     if it < cfg.max_iters:
         state.stopped_by = signals[0] if signals else signal.SIGTERM  # without one, another process got it

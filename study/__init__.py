@@ -23,17 +23,17 @@ class StudyError(Exception):
     """
 
     def __init__(self, message, status=2, of_all=True):
-        super().__init__(" ".join(str(message).split("\n")))
+        super().__init__(str(message).replace("\n", " "))
         self.status, self.of_all = status, of_all
 
 
-def is_out_of_memory(kind, error):
+def is_out_of_memory(error):
     """Whether an allocation failed: numpy's or the C step's (MemoryError), or one of torch's."""
     torch = sys.modules.get("torch")  # not imported for this
-    if issubclass(kind, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
+    if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
         return True
     text = str(error)  # torch raises a plain RuntimeError for these
-    return issubclass(kind, RuntimeError) and (
+    return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator: " in text
         or text.startswith(("MPS backend out of memory", "CUDA error: out of memory")))
 
@@ -43,17 +43,17 @@ def end_in_one_line(kind, error, traceback):
 
     A defect keeps its traceback.
     """
-    if issubclass(kind, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
-    elif issubclass(kind, BrokenPipeError):
+    elif isinstance(error, BrokenPipeError):
         pass  # as `| head` ends other programs
-    elif is_out_of_memory(kind, error):
+    elif is_out_of_memory(error):
         reason = str(error).split("\n")[0] or kind.__name__
-        print(f"error: out of memory ({reason}): ask for less at once, as with a smaller --batch_size",
-              file=sys.stderr)
-    elif issubclass(kind, OSError) and error.errno == errno.ENOSPC:
+        print(f"error: out of memory ({reason}): ask for less at once, such as a smaller --batch_size or "
+              "--num_samples", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
-    elif issubclass(kind, OSError) and error.errno == errno.ENAMETOOLONG:
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         print(f"error: the path ...{str(error.filename)[-40:]} is too long: give a shorter name",
               file=sys.stderr)
     else:

@@ -88,12 +88,12 @@ def output_of(command, folder=None):
 
 
 def cpu_info():
-    """Return the first processor's entry in /proc/cpuinfo, or its name where there is no such file."""
+    """Return the first processor's entry in /proc/cpuinfo, or "" where there is no such file."""
     try:
         with open("/proc/cpuinfo") as file:
             return file.read().split("\n\n")[0]
     except OSError:
-        return platform.processor() or platform.machine()
+        return ""
 
 
 def multiplies_bfloat16():

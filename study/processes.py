@@ -37,12 +37,12 @@ def in_any_process(condition, device):
 
 
 def launcher(processes):
-    """What starts a script in so many processes."""
+    """What starts a script with this number of processes."""
     return "python" if processes == 1 else f"torchrun --standalone --nproc_per_node={processes}"
 
 
 def resume_command():
-    """The command that goes on with this run, with as many processes and threads."""
+    """The command that resumes this run, with as many processes and threads."""
     arguments, threads = [], os.environ.get("OMP_NUM_THREADS")
     for before, argument in zip(["", *sys.argv], sys.argv):
         value = before == "--init_from" or (before == "--overwrite" and argument in ("True", "False"))

@@ -36,7 +36,7 @@ class Progress:
             self.bar.write(line) if self.terminal else print(line, flush=True)
 
     def begin(self, model, tasks, device, resolved, earlier):
-        """resolved: what the settings resolve to. earlier: run.json of the part of the run before."""
+        """Print what trains. resolved: what the settings resolve to. earlier: run.json of the part before."""
         tasks = " and ".join(task.name for task in tasks) or "none"
         resumed = f", resumed at iteration {self.done}" if self.done else ""
         self.print(f"{self.cfg.out_dir}: {model.num_params():,} parameters, data {self.cfg.dataset}, "
@@ -45,7 +45,7 @@ class Progress:
             print(f"note: {note}", file=sys.stderr)
 
     def evaluated(self, row, best):
-        """best: columns in which the row is better than every one before."""
+        """Print an evaluation. best: columns in which the row is better than every one before."""
         scores = "".join(f", {name} {score}" for name, score in accuracies(row).items())
         losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
         pace = f", {1000 * self.seconds / self.updates:.2f} ms an iteration" if self.updates else ""
@@ -54,7 +54,7 @@ class Progress:
         self.updates, self.seconds = 0, 0.0
 
     def trained(self, updates, loss, seconds, rows):
-        """After `updates` updates in so many seconds; loss: the last one's if it was read, else None."""
+        """Count `updates` updates that took `seconds`. loss: the last one's if it was read, else None."""
         self.bar.update(updates)
         self.updates, self.seconds = self.updates + updates, self.seconds + seconds
         if loss is not None and self.terminal:
@@ -103,7 +103,10 @@ def wandb_logger(cfg, rank):
     def log(row):
         if not runs:
             name = cfg.wandb_run_name or cfg.out_dir
-            runs.append(wandb.init(project=cfg.wandb_project, name=name, config=vars(cfg)))
+            try:
+                runs.append(wandb.init(project=cfg.wandb_project, name=name, config=vars(cfg)))
+            except Exception as error:  # of wandb's own kinds
+                raise StudyError(f"wandb cannot start a run ({error}): wandb login, or --wandb_log=False")
         wandb.log(row, step=row["iter"])
 
     yield log

@@ -39,11 +39,16 @@ PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 
 def lock_folder(folder):
-    """An open file that holds the lock of a run's folder, until it is closed; None if another process has it.
+    """Make a run's folder and lock it. Return an open file that holds the lock, or None if it is taken.
 
-    The kernel releases the lock, however its process ends. Raises StudyError where there are no locks.
+    The kernel releases the lock, however its process ends. Raises StudyError where the folder cannot be
+    written or there are no locks.
     """
-    lock = open(folder / ".lock", "w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise StudyError(f"cannot write into {folder}: {error.strerror}")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return lock
@@ -67,11 +72,7 @@ class RunFolder:
         if cfg.init_from == "resume" and not began:
             raise StudyError(f"there is no run to resume in {self.folder}; without --init_from=resume a new "
                              "one starts")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = lock_folder(self.folder)
-        except OSError as error:
-            raise StudyError(f"cannot write into {self.folder}: {error.strerror}")
+        self.lock = lock_folder(self.folder)
         if not self.lock:
             raise StudyError(f"another run is writing into {self.folder}; wait for it or set another "
                              "--out_dir")
@@ -80,9 +81,9 @@ class RunFolder:
         held = [path for path in files if path.exists()]
         if held and cfg.init_from == "scratch":
             if not cfg.overwrite:
-                goes_on = "--init_from=resume goes on with it" if began else (
-                    "it cannot go on without run.json and ckpt_last.pt")
-                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {goes_on}, --overwrite=True "
+                resumes = "--init_from=resume continues it" if began else (
+                    "it cannot be resumed without run.json and ckpt_last.pt")
+                raise StudyError(f"{self.folder} holds a run ({held[0].name}): {resumes}, --overwrite=True "
                                  "replaces it, another --out_dir leaves it alone")
             for path in held:
                 path.unlink()
@@ -116,7 +117,7 @@ class RunFolder:
             write_results(self.folder / "results.csv", rows, it)
 
     def _write(self, it, files=None):
-        """Write run.json, with the files {name: bytes} that it tells of."""
+        """Write run.json and, before it, the files {name: bytes} that it describes."""
         self.info["iter_num"] = it
         files = (files or {}) | {"run.json": (json.dumps(self.info, indent=1) + "\n").encode()}
         write_files({self.folder / name: content for name, content in files.items()})
@@ -177,7 +178,7 @@ def write_results(path, rows, it):
     differing = [number for number, (ours, theirs) in lines
                  if ours != theirs and theirs.endswith("\n")]  # a kill may have cut the last line
     if differing:
-        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written anew",
+        print(f"note: line {differing[0]} of {path} is not what the checkpoint says; it is written again",
               file=sys.stderr)
     write_files({path: text.encode()})
 
@@ -200,6 +201,8 @@ def to_bytes(checkpoint):
 
 def read_checkpoint(path):
     """Return the dict saved as a checkpoint; raise StudyError if the file is anything else or damaged."""
+    if not Path(path).exists():
+        raise StudyError(f"there is no {path}: delete {Path(path).parent} to train its run again")
     try:
         if zipfile.is_zipfile(path):  # torch saves a checksum for each tensor but does not check it
             with zipfile.ZipFile(path) as file:

@@ -131,12 +131,12 @@ def resume(state, cfg, resolved):
         require_same_settings(cfg, info.get("config", {}))
         if info.get("saved_iter_num"):  # it had one
             raise StudyError(f"{cfg.out_dir} holds a run at iteration {info['iter_num']} without the "
-                             "ckpt_last.pt to go on from: --overwrite=True starts it anew")
+                             "ckpt_last.pt to resume from: --overwrite=True starts it again")
         return info
     last = ProblemTable()._asdict() | read_checkpoint(path)  # an older one has not all of these keys
     if not {"config", "chars", "optimizer", "batch_order", "random_states", "rows"} <= last.keys():
         raise StudyError(f"{path} holds a model but not what resuming needs: --overwrite=True starts the run "
-                         "anew")
+                         "again")
     require_same_settings(cfg, last["config"])
     for key in ("chars", *ProblemTable._fields, "dtype"):
         if last[key] != resolved[key]:

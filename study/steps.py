@@ -281,6 +281,8 @@ def took(earlier, step, device):
     """Whether a run.json says that its run took this step after a trial of this code on such a machine."""
     if earlier.get("step") != step.name or "step_refused" not in earlier:
         return False
+    if COMMIT is None or COMMIT.endswith("-dirty"):  # the code may have changed since
+        return False
     here = machine(device) | {"commit": COMMIT}
     return all(earlier.get(key) == here[key] for key in ("device_name", "torch", "driver", "commit"))
 

@@ -175,8 +175,8 @@ def arithmetic(table=ProblemTable(), max_operand=None):
         problems += [
             Problem(f"<{a}{sign}{b}=", answer, group, (a, b) in held_out, max(a, b) > table.max_operand)
             for (a, b), answer in answers.items() if max(a, b) <= largest]
-    # The paper's limit is 4; operands of three digits need longer answers.
-    max_new_tokens = max([4, *(len(problem.answer) for problem in problems)])
+    # The paper's limit is 4; answers of four characters need a fifth for ">".
+    max_new_tokens = max([4, *(len(problem.answer) + 1 for problem in problems)])
     return Task("math", problems, max_new_tokens, ">", read_integer)
 
 

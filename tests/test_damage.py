@@ -128,7 +128,7 @@ DAMAGES = [
     (TRAIN, "--out_dir=run --seed=1", remove("run/ckpt_last.pt"),
      ["holds a run", "--init_from=resume", "--overwrite=True"]),
     (TRAIN, "--out_dir=run", only_the_best_model,
-     ["run holds a run (ckpt.pt)", "cannot go on", "--overwrite=True"]),
+     ["run holds a run (ckpt.pt)", "cannot be resumed", "--overwrite=True"]),
     (TRAIN, "--out_dir=file/run", write("file", b"in the way"), ["file/run", "cannot write"]),
     (TRAIN, "--out_dir=file", write("file", b"in the way"), ["file", "cannot write"]),
     *((script, "--out_dir=nowhere", None,

@@ -155,6 +155,19 @@ def test_a_run_without_its_last_checkpoint_is_not_complete(project, monkeypatch,
     assert torch_equal(folder / "ckpt_last.pt", before)
 
 
+def test_a_checkpoint_that_the_tables_need_and_that_is_gone_is_named(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    experiment = {"one": {"config": "math_mini_14", "answer_seed": 1, "max_iters": 3}}
+    options = experiment, tmp_path, tmp_path / "mine", "cpu", 1
+    assert run_experiment.run_all(*options) == []
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "runs/one/ckpt_last.pt").unlink()  # as if to save space
+    with pytest.raises(StudyError, match="there is no .*ckpt_last.pt: delete .*runs/one"):
+        run_experiment.run_all(*options)
+    shutil.rmtree(tmp_path / "runs/one")
+    assert run_experiment.run_all(*options) == []
+
+
 def torch_equal(path, before):
     """Whether two checkpoints, a file and the bytes of one, have the same weights at the same iteration."""
     a, b = (torch.load(source, weights_only=True) for source in (path, io.BytesIO(before)))
@@ -286,6 +299,34 @@ def test_a_run_that_another_process_begins_first_is_waited_for(project, monkeypa
     experiment = {"one": {"config": "math_mini_14", "n_embd": 2, "max_iters": 3}}
     assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1) == []
     assert not answers and "another run is writing" in (folder / "train.log").read_text()
+
+
+def test_a_run_that_another_process_completes_first_is_taken(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    experiment = {"one": {"config": "math_mini_14", "n_embd": 2, "max_iters": 3}}
+    options = experiment, tmp_path, tmp_path / "mine", "cpu", 1
+    assert run_experiment.run_all(*options) == []
+    shutil.rmtree(tmp_path / "mine")
+    run_json, hidden, start = tmp_path / "runs/one/run.json", tmp_path / "hidden", run_experiment.start
+
+    def start_too_late(*arguments):
+        run_json.rename(hidden)
+        process = start(*arguments)
+        hidden.rename(run_json)
+        return process
+
+    monkeypatch.setattr(run_experiment, "start", start_too_late)
+    monkeypatch.setattr(run_experiment, "made_before", lambda *_: ({}, {"one": 0}, set()))
+    assert run_experiment.run_all(*options) == []
+    assert "holds a run" in (run_json.parent / "train.log").read_text()
+    assert read_tables(tmp_path / "mine").keys() == {"one"}
+
+
+def test_a_folder_that_no_run_can_write_into_ends_in_one_line(script, in_tmp):
+    Path("mine.py").write_text("runs = [{'config': 'math_mini_14', 'max_iters': 3}]\n")
+    Path("runs").write_text("no folder")
+    result = script("run_experiment.py", in_tmp / "mine.py", f"--root_dir={in_tmp}")
+    refused(result, "cannot write into", "runs/math_mini_14_max_iters_3")
 
 
 def test_an_experiment_whose_output_is_closed_stops_its_runs_and_says_so(start, in_tmp):

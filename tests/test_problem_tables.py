@@ -101,6 +101,11 @@ def test_lines_of_larger_operands_are_longer_and_all_of_one_length(operations, w
     assert answer_seed >= 0 or "<19+18=37>" in text
 
 
+def test_an_answer_is_sampled_to_its_end():
+    assert arithmetic().max_new_tokens == arithmetic(max_operand=99).max_new_tokens == 4  # -99>
+    assert arithmetic(max_operand=199).max_new_tokens == 5  # -199>
+
+
 def test_an_operand_is_beyond_if_it_is_larger_than_those_of_the_text():
     problems = arithmetic(ProblemTable("none", "add", 12), max_operand=15).problems
     assert len(problems) == 16**2 and sum(problem.beyond for problem in problems) == 16**2 - 13**2

@@ -9,7 +9,7 @@ import torch
 from conftest import SHORT, rows_of
 
 import train_with_eval
-from study import steps, update
+from study import run_folder, steps, update
 from study.device import setup_device
 from study.fast import c_step, compiled, masks, shared
 from study.settings import configure
@@ -158,6 +158,11 @@ def test_a_trial_leaves_the_state_unchanged(project, arguments):
 
 @needs_a_compiler
 def test_a_resumed_run_tries_a_step_again_on_another_machine_or_with_other_code(call, in_tmp, monkeypatch):
+    def of_commit(commit):
+        for module in (steps, run_folder):
+            monkeypatch.setattr(module, "COMMIT", commit)
+
+    of_commit("one")
     assert call("train_with_eval.py", *SHORT, "--out_dir=run").returncode == 0
     trials = []
     expect = steps.expect
@@ -170,6 +175,9 @@ def test_a_resumed_run_tries_a_step_again_on_another_machine_or_with_other_code(
     info = json.loads(Path("run/run.json").read_text())
     Path("run/run.json").write_text(json.dumps(info | {"commit": "another"}))
     assert call(*resume, "--max_iters=100").returncode == 0 and trials == [1, 1]
+    of_commit("one-dirty")  # which may be any code
+    assert call(*resume, "--max_iters=120").returncode == 0 and len(trials) == 3
+    assert call(*resume, "--max_iters=140").returncode == 0 and len(trials) == 4
 
 
 def test_the_trial_allows_the_differences_of_rounding_and_dropout_and_no_more(project):

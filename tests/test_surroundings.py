@@ -198,6 +198,13 @@ def test_a_plot_needs_no_backend_of_the_users(script, here, command):
     assert result.returncode == 0 and Path("run/plot.png").exists(), result.stderr
 
 
+@pytest.mark.parametrize("name", ["animate_answers.py", "plot_all_models.py", "plot_embeddings.py",
+                                  "plot_experiment.py"])
+def test_no_script_that_draws_needs_a_backend_of_the_users(script, in_tmp, name):
+    result = script(name, "--no_such_setting=1", env=os.environ | {"MPLBACKEND": "nonsense"})
+    refused(result, "no_such_setting")
+
+
 def test_under_nohup_a_run_goes_on_after_a_hangup(start, in_tmp):
     process = start(TRAIN, "--max_iters=1_000_000", "--n_embd=6", "--eval_interval=50", "--out_dir=run",
                     preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))

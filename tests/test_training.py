@@ -182,10 +182,35 @@ def test_evaluations_do_not_change_the_training(call, in_tmp, step):
     assert [row["iter"] for row in rows_of("every_7")][-2:] == ["56", "60"]  # and the last iteration
 
 
-def torchrun(project, *arguments):
+def torchrun(project, *arguments, script=None):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, project / "train_with_eval.py", "--device=cpu", *arguments]
+    command = [*launch, script or project / "train_with_eval.py", "--device=cpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+
+ONE_FAILS = """
+import math, os
+import train_with_eval
+from study.settings import run_script
+
+choose_step = train_with_eval.choose_step
+
+def with_nan(*arguments):
+    step, refused = choose_step(*arguments)
+    return step._replace(run=lambda *batches: math.nan * step.run(*batches)), refused
+
+if os.environ["RANK"] == "1":
+    train_with_eval.choose_step = with_nan
+run_script(train_with_eval.main, vars(train_with_eval))
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_of_two_processes_ends_in_one_line(project, in_tmp, monkeypatch):
+    Path("one_fails.py").write_text(ONE_FAILS)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    result = torchrun(project, *SHORT, "--out_dir=run", script="one_fails.py")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode and len(lines) == 1 and "not finite" in lines[0], result.stderr
 
 
 def test_two_processes_train_like_one_and_resume_exactly(project, call, in_tmp):

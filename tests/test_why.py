@@ -10,8 +10,11 @@ from made_up import a_run, made
 from study.experiments.embeddings import embeddings_of
 from study.experiments.problems import share_seen
 from study.experiments.results import columns, published_runs
-from study.experiments.why import KNOWN_PAIRS, edge, half, why
+from study.experiments.why import (
+    EVERY_PAIR, KNOWN_PAIRS, SHARE_SEEDS, SHARE_WIDTHS, SHARES, SHUFFLES, edge, half, why,
+)
 from study.experiments.why_figures import figures_of_why
+from study.experiments.why_optimizer import TENFOLD
 from study.settings import run_config_file
 from study.tasks import table_of
 
@@ -165,6 +168,24 @@ def test_a_table_that_no_width_generalizes_on_has_no_width_that_loses_the_rule()
     table = why(runs)["tables"]["by_table"]["add to 9"]
     assert table["n_mem"]["value"] == pytest.approx(14, rel=0.05) and table["most"] == pytest.approx(100 / 6)
     assert table["n_gen"]["value"] is None and table["ratio"]["value"] is None
+
+
+def test_a_table_with_more_pairs_held_out_than_can_be_drawn_is_no_table_of_the_experiment():
+    runs = made(a_rule(0), N14, seed=1, line_seed=1, max_operand=1, held_out="0,0;0,1")
+    assert why(runs)["tables"]["by_table"] == {}
+
+
+def test_the_analyses_take_the_settings_that_the_experiments_have():
+    runs_of = {name: run_config_file(ROOT / f"experiments/{name}.py")["runs"]
+               for name in ("pairs", "all_pairs", "held_out_share", "changing_order", "long")}
+    assert {run["held_out"] for run in runs_of["pairs"]} | {"5,7"} == set(KNOWN_PAIRS)
+    assert {(run.get("n_embd", 14), run["seed"]) for run in runs_of["all_pairs"]} == {
+        (n, seed) for n, most in EVERY_PAIR.items() for seed in range(1, most + 1)}
+    assert {(run["held_out"], run["n_embd"], run["seed"]) for run in runs_of["held_out_share"]} == {
+        (f"{count} pairs of seed {seed}", n, seed) for count in SHARES for n in SHARE_WIDTHS
+        for seed in SHARE_SEEDS}
+    assert {run["shuffles"] for run in runs_of["changing_order"]} == {SHUFFLES}
+    assert all(TENFOLD.items() <= run.items() for run in runs_of["long"])
 
 
 def test_a_draw_whose_curve_does_not_pass_the_half_counts_at_the_end_of_the_widths():

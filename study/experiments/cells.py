@@ -197,7 +197,7 @@ def span(what, values):
 
 
 def scores_at_best(runs, what):
-    """What each run has right at its best evaluation: problems if they are held out, else percent."""
+    """What each run answers correctly at its best evaluation: problems if held out, else percent."""
     scores = [right_and_total(run.results, what, best_evaluation(run.results)) for run in runs]
     return [float(right / NUM_SAMPLES if what == "held_out" else 100 * right / total)
             for right, total in scores if total]

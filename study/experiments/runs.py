@@ -226,7 +226,7 @@ def is_same_run(name, expected, made, path, overwrite=False):
                 return False
             raise StudyError(
                 f"{name} in {path} was made with {key}={made.get(key, 'not stated')}, not {value}: "
-                "--overwrite=True makes it anew, another --root_dir leaves it alone")
+                "--overwrite=True makes it again, another --root_dir leaves it alone")
     return True
 
 

@@ -1,4 +1,4 @@
-"""The statistics of the reports: how sure a share is, how runs spread, whether two shares differ."""
+"""The statistics of the reports: intervals of shares and means, the spread of runs, tests of differences."""
 
 import math
 

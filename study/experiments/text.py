@@ -50,7 +50,7 @@ def text_of_rate(finding):
 
 def text_of_difference(finding):
     """-10 points (-33 to +14; Fisher's exact test p = 0.59), or +0 points (each; ...) if no pair differs."""
-    if finding["interval"] is None:  # no runs, or too few to tell how sure it is
+    if finding["interval"] is None:  # no runs, or too few for one
         return None
     points = 100 * finding["difference"]
     low, high = (100 * bound for bound in finding["interval"])

@@ -18,6 +18,10 @@ from study.experiments.why_optimizer import SEEDS, best_pairs, decays, longer, r
 from study.experiments.widths import NARROWEST
 from study.tasks import HELD_OUT, table_of
 
+# Settings of the runs in experiments/, which a test holds to its files.
+SHUFFLES = 50  # changing_order.py
+EVERY_PAIR = {14: 10, 20: 5}  # all_pairs.py: width -> number of seeds
+SHARES, SHARE_WIDTHS, SHARE_SEEDS = (1, 2, 5, 10, 15, 22), (10, 14, 20, 28, 56), range(1, 11)
 LEAST_PEAK = 0.5  # mean held-out score that a width of a table must reach for its n_gen to have a meaning
 # The paper's pair and those of experiments/pairs.py: the question about the edge came from their runs.
 KNOWN_PAIRS = (HELD_OUT, "0,1", "0,9", "1,2", "1,6", "2,5", "2,6",
@@ -143,9 +147,11 @@ def tables(runs):
     cells = {}
     for (operations, most, answers, pairs, lines, _, n, seed), run in varied(
             runs, N14, *axes, "seed").items():
-        rule = f"{pairs.count(';') + 1} pairs of seed {seed}"  # one that the experiment drew, unlike 5,7
-        drawn = table_of({"held_out": rule, "max_operand": most}).held_out
-        if lines == seed and pairs == drawn and answers in (-1, seed):
+        count = pairs.count(";") + 1
+        if lines != seed or answers not in (-1, seed) or count > math.comb(most + 1, 2):
+            continue
+        drawn = table_of({"held_out": f"{count} pairs of seed {seed}", "max_operand": most}).held_out
+        if pairs == drawn:  # as the experiment draws them, unlike 5,7
             table = cells.setdefault((operations, most), {"memory": {}, "rule": {}})
             table["rule" if answers == -1 else "memory"].setdefault(n, []).append(run)
     found = {}
@@ -199,7 +205,7 @@ def slope_of(found):
 def order(runs):
     """The paper's text against lines in changing order: {n: cell}, and where the held-out score has fallen
     to half, on the same seeds (experiments/changing_order.py)."""
-    changing = {n: of_seed for (n,), of_seed in seeds_of(runs, N14, "n_embd", shuffles=50).items()}
+    changing = {n: of_seed for (n,), of_seed in seeds_of(runs, N14, "n_embd", shuffles=SHUFFLES).items()}
     paper = {n: {seed: run for seed, run in of_seed.items() if seed in changing.get(n, {})}
              for (n,), of_seed in seeds_of(runs, N14, "n_embd").items() if n in changing}
     tests = corrected({n: paired_scores(f"n{n}: changing order minus the paper's", cell, paper.get(n, {}))
@@ -226,7 +232,7 @@ def pairs(runs):
     """{n: {which pairs: those at the edge against those inside}}, once all have runs
     (experiments/all_pairs.py)."""
     found = {}
-    for n, most in ((14, 10), (20, 5)):
+    for n, most in EVERY_PAIR.items():
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
                  for (pair,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items() if is_pair(pair)}
         means = {pair: np.mean(scores) for pair, scores in at_last(cells, "held_out").items() if scores}
@@ -259,9 +265,9 @@ def edge(what, means):
 def shares(runs):
     """{n: {pairs held out: mean}, and the slope over their number} (experiments/held_out_share.py)."""
     drawn = {(table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out, seed): count
-             for count in (1, 2, 5, 10, 15, 22) for seed in range(1, 11)}
+             for count in SHARES for seed in SHARE_SEEDS}
     found = {}
-    for n in (10, 14, 20, 28, 56):
+    for n in SHARE_WIDTHS:
         cells, seen = {}, {}
         for (held_out,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items():
             for seed, run in of_seed.items():

@@ -128,6 +128,6 @@ def longer(runs):
 
 
 def most_held_out(run):
-    """The most that a run has right of the held-out problems at an evaluation, in percent."""
+    """The highest held-out score of a run at any evaluation, in percent."""
     right, total = right_and_total(run.results, "held_out", slice(None))
     return float(100 * (right / total).max())

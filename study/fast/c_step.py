@@ -57,10 +57,10 @@ def cache_folder():
     return Path(tempfile.mkdtemp(prefix="too-big-to-think-"))
 
 
-def compile_step(config, dtype, compiler, native, folder, anew=False):
+def compile_step(config, dtype, compiler, native, folder, again=False):
     """Path of the shared library for a GPTConfig and torch.float32 or float64.
 
-    It is compiled if `folder` does not hold it, or anew. Raises subprocess.CalledProcessError, with the
+    It is compiled if `folder` does not hold it, or again. Raises subprocess.CalledProcessError, with the
     compiler's messages, or OSError.
     """
     real = {torch.float32: "float", torch.float64: "double"}[dtype]
@@ -72,8 +72,8 @@ def compile_step(config, dtype, compiler, native, folder, anew=False):
         vectors = ("model name", "flags", "Features")
         key += [line for line in cpu_info().splitlines() if line.startswith(vectors)]
     library = folder / f"step-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.so"
-    if anew or not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as building:  # another process may be at it too
+    if again or not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as building:  # another process may compile it too
             built = Path(building) / library.name
             command += [str(SOURCE), "-o", str(built), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
@@ -112,7 +112,7 @@ def load_library(config, dtype, compiler, folder):
             try:
                 return ctypes.CDLL(str(path))
             except OSError:  # damaged
-                return ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder, anew=True)))
+                return ctypes.CDLL(str(compile_step(config, dtype, compiler, native, folder, again=True)))
         except subprocess.CalledProcessError as error:
             reason = next((line for line in error.stderr.splitlines() if "error" in line), "it failed")
         except OSError as error:
