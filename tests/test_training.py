@@ -293,3 +293,13 @@ def test_wandb_receives_every_row_of_a_run(call, in_tmp, monkeypatch):
     assert (run["project"], run["name"], run["config"]["n_embd"]) == ("too-big-to-think", "run", 14)
     logged_losses = {str(step): str(row["val_loss"]) for step, row in logged.items()}
     assert logged_losses == {row["iter"]: row["val_loss"] for row in rows_of("run")}
+
+
+def test_wandb_that_cannot_start_ends_in_one_line_and_loses_no_evaluation(call, in_tmp, monkeypatch):
+    def init(**_):
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    refused(call("train_with_eval.py", *SHORT, "--wandb_log=True", "--out_dir=run"),
+            "api_key not configured", "wandb login")
+    assert len(rows_of("run")) == 1
