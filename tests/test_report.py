@@ -143,7 +143,7 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)
     # the table's size, what is still to be run
     low, high = found["why"]["tables"]["slope"]["interval"]
-    assert 0.5 < low < 1 < high and not found["why"]["order"]["by_width"]
+    assert 0.5 < low < 1 < high and found["why"]["order"]["ratio"]["interval"][1] < 1.15
     assert not any("19" in name for name in found["why"]["tables"]["by_table"])
 
 

@@ -8,6 +8,7 @@ from conftest import ROOT
 from made_up import a_run, made
 
 from study.experiments.embeddings import embeddings_of
+from study.experiments.floors import floors
 from study.experiments.problems import share_seen
 from study.experiments.results import columns, published_runs
 from study.experiments.why import (
@@ -267,3 +268,13 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     assert tables["by_table"]["both to 4"]["most"] < 50
     assert tables["slope"]["tables"] == len(tables["by_table"]) - 1
     assert not any("19" in name for name in tables["by_table"])  # still to be run
+    order = found["order"]
+    assert [cell["runs"] for cell in order["by_width"].values()] == 9 * [20]
+    low, high = order["ratio"]["interval"]
+    assert 0.9 < low < 1 < high < 1.15
+    changes = {n: cell["against"] for n, cell in order["by_width"].items()}
+    assert all(change["p"] > 0.05 for change in changes.values())
+    points = [100 * changes[f"n{n}"]["difference"] for n in (14, 16, 18, 20)]
+    assert (round(min(points)), round(max(points))) == (11, 22)
+    by_heart = floors()["math"]["by_heart"]["value"]
+    assert all(cell["lowest_loss"]["quartiles"][0] > by_heart + 0.2 for cell in order["by_width"].values())

@@ -102,7 +102,8 @@ def plot_rates(found):
     ax.set(xlabel="largest learning rate", ylabel="held-out samples right\nat the last evaluation (%)",
            ylim=(-3, 105))
     ax.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4).set_title(
+        "lines: mean of the runs; dots: single runs", {"size": 7})
     return figure
 
 
@@ -134,7 +135,8 @@ def plot_order(found):
     ax.set(ylabel="held-out samples right\nat the last evaluation (%)", ylim=(-3, 105))
     label_widths(ax, [14, 16, 18, 20, 24, 28, 40, 56])
     ax.set_xlim(13, 60)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2).set_title(
+        "lines: mean of the runs; dots: single runs", {"size": 7})
     return figure
 
 
