@@ -94,6 +94,21 @@ def test_times_are_those_at_which_half_of_the_runs_have_nine_tenths(found):
     assert found["times"]["n8"]["held_out"]["median"] == 2000 and found["times"]["n8"]["random"]["right"] == 0
 
 
+def test_the_peak_of_the_mean_held_out_score_is_found():
+    early = a_run((0, 0, 0, None, 0, 2.8), (1000, 980, 980, None, 30, 0.9), (2000, 980, 980, None, 0, 0.8))
+    runs = together(made(early, N14, n_embd=28, seed=1), made(a_rule(0), N14, n_embd=14, seed=1),
+                    *(made(a_table(1.0), N14, n_embd=n, seed=1, answer_seed=1) for n in (14, 28)))
+    times = why(runs)["times"]
+    assert times["n28"]["peak"] == {"iteration": 1000, "percent": 75} and times["n28"]["curve"]["2000"] == 0
+    assert times["n14"]["peak"]["percent"] == 0
+
+
+def test_the_order_of_the_lines_takes_the_bits_of_a_permutation():
+    runs = made(a_table(1.0), N14, seed=1, answer_seed=1)
+    bits = math.log2(math.factorial(200))  # the made-up run has 200 lines
+    assert why(runs)["capacity"]["order_each"]["value"] == pytest.approx(bits / 1456)
+
+
 def test_a_learning_rate_is_compared_with_the_papers_on_the_same_seeds(found):
     cell = found["rates"]["n28"]["0_03"]
     assert cell["held_out"]["mean"] == 50 and cell["against"]["difference"] == pytest.approx(0.5)
@@ -106,6 +121,11 @@ def test_changing_orders_are_compared_with_the_papers_order_on_the_same_seeds(fo
     assert list(cells) == ["n16", "n28", "n32"]
     assert cells["n28"]["against"]["difference"] == pytest.approx(0.75)
     assert cells["n28"]["changing"]["mean"] == 75 and cells["n28"]["paper"]["mean"] == 0
+
+
+def test_changing_orders_are_compared_over_all_widths_by_seed(found):
+    all_widths = found["order"]["all_widths"]
+    assert all_widths["difference"] == pytest.approx(0.25) and all_widths["seeds"] == 3
 
 
 def test_the_width_at_which_a_changing_order_loses_the_rule_is_compared_with_the_papers(found):
@@ -197,6 +217,9 @@ def test_a_draw_whose_curve_does_not_pass_the_half_counts_at_the_end_of_the_widt
 
 def test_the_slope_is_also_told_without_one_of_the_tables(found):
     assert found["tables"]["slope_without_one"]["values"] == pytest.approx([1, 1], abs=0.05)
+    low, high = found["tables"]["intervals_without_one"]["values"]
+    assert low <= 1 <= high
+    assert {table["trained"]["mean"] for table in found["tables"]["by_table"].values()} == {100}
 
 
 def test_tables_of_other_sizes_hold_out_different_pairs_whose_answers_other_lines_have():

@@ -116,6 +116,17 @@ def test_seeds_beyond_the_first_five_do_not_outweigh_the_other_rates():
     assert n28["0_1"]["against"]["difference"] == 0 and n28["0_1"]["rates"]["0_01"]["runs"] == 50
 
 
+def test_a_best_pair_is_chosen_by_the_first_seeds_and_judged_by_the_later_ones():
+    def pair(held_out, seeds):
+        return seeds_of("math_mini_28_wd", held_out, seeds, learning_rate=0.02, min_lr=0.0002)
+
+    runs = pair(40, range(1, 6)) | pair(0, range(6, 21)) | PAPERS
+    runs |= by_settings(listed("optimizer"), lambda *_: 0)
+    best = {name: finding["value"] for name, finding in why(runs)["best_pairs_from_0_003"].items()}
+    assert best["n28 (rate 0.02, weight decay 0.1)"] == 100
+    assert best["n28 (rate 0.02, weight decay 0.1), seeds from 6 on"] == 0
+
+
 def test_the_best_pair_of_each_width_has_weight_decay(found):
     means = {pair: finding["value"] for pair, finding in found["best_pairs"].items()}
     assert means.pop("n28 (rate 0.001, weight decay 3)") == 100

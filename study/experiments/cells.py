@@ -143,13 +143,18 @@ def paired_scores(what, ours, theirs):
     """
     seeds = [seed for seed in sorted(ours.keys() & theirs.keys())
              if percents_at_last([ours[seed]], "held_out") and percents_at_last([theirs[seed]], "held_out")]
-    finding = no_difference(what, "paired permutation test") | {"seeds": len(seeds), "ours": None,
+    return paired(what, *(percents_at_last([runs[seed] for seed in seeds], "held_out")
+                          for runs in (ours, theirs)))
+
+
+def paired(what, ours, theirs):
+    """The mean difference of two lists of percents, one of each seed, as in paired_scores()."""
+    finding = no_difference(what, "paired permutation test") | {"seeds": len(ours), "ours": None,
                                                                 "theirs": None}
-    if not seeds:
+    if not ours:
         return finding
-    a, b = (np.array(percents_at_last([runs[seed] for seed in seeds], "held_out")) / 100
-            for runs in (ours, theirs))
-    interval = mean_interval(a - b) if len(seeds) > 2 else None
+    a, b = np.array(ours) / 100, np.array(theirs) / 100
+    interval = mean_interval(a - b) if len(ours) > 2 else None
     return finding | {"difference": float((a - b).mean()), "p": paired_p(a - b), "interval": interval,
                       "ours": float(100 * a.mean()), "theirs": float(100 * b.mean())}
 

@@ -9,13 +9,14 @@ import math
 
 import numpy as np
 
-from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, span, spread
+from study.experiments.cells import corrected, mean, paired, paired_scores, percents_at_last, span, spread
 from study.experiments.problems import is_pair, share_seen
-from study.experiments.results import first_evaluation_with
+from study.experiments.results import first_evaluation_with, right_and_total
 from study.experiments.select import N14, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
 from study.experiments.why_optimizer import SEEDS, best_pairs, decays, longer, rates
 from study.experiments.widths import NARROWEST
+from study.scoring import NUM_SAMPLES
 from study.tasks import HELD_OUT, table_of
 
 # Settings of the runs in experiments/, which a test holds to its files.
@@ -111,22 +112,46 @@ def capacity(runs):
     return {
         "by_width": by_width,
         "table_bits": spread("bits of a random table", table_bits, "bits"),
+        "order_each": order_each(cells.get(14, [])),
         "n_mem": half("random tables", memory), "n_gen": half("held-out problems", rule, falling=True),
         "ratio": ratio("the paper's table", memory, rule),
         "ratio_planned": ratio("the paper's table, as planned", planned, rule),
     }
 
 
+def order_each(runs):
+    """Bits a parameter that it takes to know the order of a text's lines: any of their permutations."""
+    what = "bits a parameter of the order of the lines"
+    if not runs:
+        return {"what": what, "value": None, "interval": None}
+    lines = right_and_total(runs[0].results, "trained")[1] // NUM_SAMPLES
+    bits = math.lgamma(lines + 1) / math.log(2)
+    return {"what": what, "value": bits / int(runs[0].info["num_params"]), "interval": None}
+
+
 def times(runs):
-    """{width: iterations until 90% of the random table, the trained and the held-out problems} at the median.
+    """{width: iterations until 90% of the random table, the trained and the held-out problems} at the median,
+    and the mean held-out score by iteration.
 
     A run that does not get there counts as one that takes longer than all others.
     """
     true = seeds_by("n_embd", runs, N14)
     return {f"n{n}": {"random": until(f"n{n}, random table", cell, "trained"),
                       "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
-                      "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out")}
+                      "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out"),
+                      **learning_curve(true.get(n, []))}
             for n, cell in random_tables(runs).items()}
+
+
+def learning_curve(cell):
+    """{"curve": {iteration: mean held-out percent}, "peak": its largest, with its iteration} of runs."""
+    if not cell:
+        return {"curve": {}, "peak": None}
+    shares = [np.divide(*right_and_total(run.results, "held_out", slice(None))) for run in cell]
+    means = zip(cell[0].results["iter"], np.mean(shares, axis=0))
+    curve = {str(int(it)): float(100 * share) for it, share in means}
+    peak = max(curve, key=curve.get)
+    return {"curve": curve, "peak": {"iteration": int(peak), "percent": curve[peak]}}
 
 
 def until(what, cell, column):
@@ -160,19 +185,26 @@ def tables(runs):
         memory, rule = at_last(table["memory"], "trained"), at_last(table["rule"], "held_out")
         peak = max((float(np.mean(of_width)) for of_width in rule.values()), default=None)
         falls = rule if peak is not None and peak >= LEAST_PEAK else {}
+        n_gen = half(f"{name}, held out", falls, falling=True)
+        trained = at_last(table["rule"], "trained")
+        next_width = min((n for n in trained if n >= (n_gen["value"] or math.inf)), default=None)
         found[name] = {
             "problems": (most + 1) ** 2 * (1 + (operations == "both")),
             "runs": sum(map(len, (*memory.values(), *rule.values()))),
-            "n_mem": half(f"{name}, random", memory), "n_gen": half(f"{name}, held out", falls, falling=True),
+            "n_mem": half(f"{name}, random", memory), "n_gen": n_gen,
+            "trained": mean(f"{name}: percent of the trained problems at the first width from n_gen on",
+                            [100 * share for share in trained.get(next_width, [])]),
             "ratio": ratio(name, memory, falls), "most": None if peak is None else 100 * peak,
             "memory": memory, "rule": rule,
         }
     slope, of_both = slope_of(found), whole(found)
-    others = [slope_of({name: table for name, table in found.items() if name != left_out})["value"]
+    others = [slope_of({name: table for name, table in found.items() if name != left_out})
               for left_out in of_both] if slope["tables"] > 3 else []
     return {
         "by_table": found, "slope": slope,
-        "slope_without_one": ends("slope without one of the tables", others),
+        "slope_without_one": ends("slope without one of the tables", [other["value"] for other in others]),
+        "intervals_without_one": ends("ends of its intervals",
+                                      [bound for other in others for bound in other["interval"]]),
         "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
         "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
     }
@@ -212,7 +244,11 @@ def order(runs):
                        for n, cell in changing.items()})
     shares = [(at_last({n: cells[n].values() for n in sorted(cells) if cells[n]}, "held_out"), True)
               for cells in (paper, changing)]
+    of_all = sorted(set.intersection(*map(set, (*paper.values(), *changing.values())))) if changing else []
+    means = [[np.mean(percents_at_last([cells[n][seed] for n in changing], "held_out")) for seed in of_all]
+             for cells in (changing, paper)]
     return {
+        "all_widths": paired("all widths: changing order minus the paper's", *means),
         "by_width": {f"n{n}": {
             "runs": len(cell), "against": tests[n],
             "paper": mean(f"n{n}, the paper's text",

@@ -68,6 +68,10 @@ def decays(runs):
             "rates": {key_of(rate): {
                 "rate": rate, "runs": len(cell),
                 "score": score(f"{what}, rate {rate:g}", [[run] for run in cell.values()]),
+                "first": score(f"{what}, rate {rate:g}, seeds to {SEEDS}",
+                               [[run] for seed, run in cell.items() if seed <= SEEDS]),
+                "later": score(f"{what}, rate {rate:g}, later seeds",
+                               [[run] for seed, run in cell.items() if seed > SEEDS]),
             } for rate, cell in of_rate.items()}}
     return found
 
@@ -87,8 +91,9 @@ def rates_of(found):
 def best_pairs(found, least_rate=0.0):
     """{n28 or n56, with rate and weight decay: the highest score that decays() has with weight decay}.
 
-    Cells of fewer than SEEDS runs do not count. The highest of many means is likely too high, and its
-    interval does not allow for that.
+    It is that of the first SEEDS seeds; cells of fewer runs do not count. The highest of many means is likely
+    too high, and its interval does not allow for that. So the score of the later seeds comes second, if there
+    are any.
     """
     best = {}
     for name, of_decay in found.items():
@@ -99,8 +104,10 @@ def best_pairs(found, least_rate=0.0):
                  for cell in of_rate["rates"].values()
                  if cell["rate"] >= least_rate and cell["runs"] >= SEEDS]
         if pairs:
-            cell, pair = max(pairs, key=lambda pair: pair[0]["score"]["value"])
-            best[pair] = cell["score"]
+            cell, pair = max(pairs, key=lambda pair: pair[0]["first"]["value"])
+            best[pair] = cell["first"]
+            if cell["later"]["value"] is not None:
+                best[f"{pair}, seeds from {SEEDS + 1} on"] = cell["later"]
     return best
 
 

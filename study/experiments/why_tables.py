@@ -32,18 +32,22 @@ def capacity(found):
 
 
 def times(found):
-    heading = ["n", "random table", "trained problems", "held-out problems"]
+    heading = ["n", "random table", "trained problems", "held-out problems",
+               "largest mean held-out score, % (its iteration)"]
     title = "Iterations until 90% are right: median if half of the runs get there (how many do)"
     return table(title, heading, [
         [n, *(f"{text_of(cell[key]) or '–'} ({cell[key]['right']} of {cell[key]['total']})"
-                   for key in ("random", "trained", "held_out"))] for n, cell in found.items()])
+              for key in ("random", "trained", "held_out")),
+         cell["peak"] and f"{number(cell['peak']['percent'])} ({cell['peak']['iteration']:,})"]
+        for n, cell in found.items()])
 
 
 def sizes(found):
-    heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %"]
+    heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %",
+               "trained, from n_gen on, mean %"]
     return table("Widths at half, for each table", heading, [
         [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
-         text_of_mean(cell["most"])] for name, cell in found.items()])
+         text_of_mean(cell["most"]), cell["trained"]] for name, cell in found.items()])
 
 
 def rates(found):
