@@ -277,6 +277,10 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
         of = times[f"n{n}"]
         assert of["random"]["median"] <= 3250 and of["random"]["median"] <= 1.7 * of["trained"]["median"]
         assert of["held_out"]["median"] is None and of["held_out"]["right"] <= of["held_out"]["total"] / 10
+    assert times["n28"]["curve"]["4000"] < 5
+    assert times["n14"]["random"]["median"] is times["n16"]["random"]["median"] is None
+    peak = times["n28"]["peak"]
+    assert peak["iteration"] == 1750 and 33 < peak["percent"] < 40 and times["n56"]["peak"]["percent"] > 20
     assert best["rate"] == 0.001 and 20 < best["held_out"]["mean"] < 25 and best["runs"] == 20
     assert best["against"]["interval"][0] > 0 and best["against"]["p"] < 0.05
     low, high = best["score"]["interval"]
@@ -297,6 +301,7 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     assert 0.9 < low < 1 < high < 1.15
     changes = {n: cell["against"] for n, cell in order["by_width"].items()}
     assert all(change["p"] > 0.05 for change in changes.values())
+    assert order["all_widths"]["p"] < 0.01 and order["all_widths"]["interval"][0] > 0
     points = [100 * changes[f"n{n}"]["difference"] for n in (14, 16, 18, 20)]
     assert (round(min(points)), round(max(points))) == (11, 22)
     by_heart = floors()["math"]["by_heart"]["value"]

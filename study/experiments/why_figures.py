@@ -47,8 +47,9 @@ def plot_capacity(by_width):
 
 
 def plot_times(found):
-    """Iterations until 90% of the random table, the trained and the held-out problems are right."""
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    """Iterations until 90% of the random table, the trained and the held-out problems are right, by width;
+    and the mean held-out score of some widths by iteration."""
+    figure, (ax, early) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.4), layout="constrained")
     curves = (("random", "random table", MEMORY, "D"), ("trained", "trained problems", TRAINED, "o"),
               ("held_out", "held-out problems", HELD_OUT, "s"))
     for name, label, color, marker in curves:
@@ -57,10 +58,21 @@ def plot_times(found):
                 linewidth=1.2, label=label)
     ax.set_yscale("log")
     ax.set_yticks([1000, 2000, 5000, 10_000, 20_000], ["1k", "2k", "5k", "10k", "20k"])
-    ax.set_ylabel("iterations until 90% right")
+    ax.set_ylabel("iterations until 90% right\n(median, if half get there)")
     label_widths(ax)
-    figure.legend(loc="outside lower center", ncols=2).set_title(
-        "median of the runs, where half of them get there", {"size": 7})
+    ax.set_xlim(9, 62)
+    ax.legend(loc="upper right")
+    shown = {name: times["curve"] for name, times in found.items()
+             if name in ("n14", "n18", "n22", "n28", "n56") and times["curve"]}
+    for (name, curve), color in zip(shown.items(), plt.get_cmap("viridis")(np.linspace(0, 0.85, len(shown)))):
+        early.plot([int(it) for it in curve], list(curve.values()), color=color, linewidth=1.2, label=name)
+    early.set_xscale("symlog", linthresh=1000, linscale=0.4)  # from 0 on
+    early.set_xticks([0, 500, 1000, 2000, 5000, 10_000, 20_000], ["0", "500", "1k", "2k", "5k", "10k", "20k"])
+    early.minorticks_off()
+    early.set(xlabel="iteration", ylabel="held-out samples right,\nmean of the runs (%)", ylim=(-3, 105))
+    early.grid(alpha=0.3)
+    if shown:
+        early.legend()
     return figure
 
 
