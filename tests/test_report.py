@@ -134,10 +134,15 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     assert fit["n14"][0] > 75 and abs(fit["n14"][0] - fit["n14"][1]) < 2 and fit["n28"][0] < 10
     assert all(5 <= round(fit[n][0] - fit[n][1]) <= 11 for n in ("n16", "n18", "n20", "n22", "n24"))
     # pairs
-    hard = {pair for pair, test in found["pairs"]["against_paper"].items() if test["p"] < 0.05}
-    assert hard == {"0,1", "0,9", "1,2", "7,9"} and found["pairs"]["more_frequent"] == 0
-    none = found["pairs"]["apart"]["generalizes"]["without_a_run"]
-    assert f"{none} of {found['pairs']['pairs']} other pairs no run" in README
+    pairs, edges = found["pairs"], found["why"]["pairs"]["n14"]
+    assert pairs["rarer"] == pairs["more_frequent"] == 0 and pairs["runs"] == 10
+    none = pairs["apart"]["generalizes"]["without_a_run"]
+    assert f"n14 scores {pairs['score']['value']:.1f}% on average" in README
+    assert f"with {none} of {pairs['pairs']} no run answers all four" in README
+    assert all(edges[name]["interval"][1] < 0 and edges[name]["p"] < 0.05 for name in ("new", "seen"))
+    problems = found["by_pair"]["n14"]["problems"]
+    neighbours = [problems[f"{a}-{b}"] for a in range(10) for b in range(10) if abs(a - b) == 1]
+    assert sum(problem["right"] for problem in neighbours) < 0.25 * sum(p["total"] for p in neighbours)
     # learning rates
     others = [cell for cell in found["why"]["rates"]["n28"].values() if cell["rate"] != 0.01]
     assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)

@@ -213,11 +213,13 @@ def pairs(runs, paper_runs, paper):
                                for pair, cell in cells.items()})
     differing = [test["difference"] for test in against_paper.values()
                  if test["p"] is not None and test["p"] < 0.05]
-    by_score = sorted(cells, key=lambda pair: cells[pair]["score"]["value"])
     seeds = set().union(*of_pairs.values())
     return {
         "cells": cells, "paper": paper, "against_paper": against_paper,
-        "pairs": len(cells), "runs": most, "lowest": {pair: cells[pair]["score"] for pair in by_score[:2]},
+        "score": score("n14 without other pairs", [list(of_seed.values()) for of_seed in of_pairs.values()]),
+        "all": sum(cell["generalizes"]["total"] for cell in cells.values()),
+        "generalize": sum(cell["generalizes"]["right"] for cell in cells.values()),
+        "pairs": len(cells), "runs": most,
         "paper_of_same_seeds": rate_of("n14 without 5,7, the seeds of the other pairs",
                                        [run for seed, run in paper_runs.items() if seed in seeds],
                                        "generalizes"),

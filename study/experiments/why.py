@@ -244,7 +244,8 @@ def order(runs):
                        for n, cell in changing.items()})
     shares = [(at_last({n: cells[n].values() for n in sorted(cells) if cells[n]}, "held_out"), True)
               for cells in (paper, changing)]
-    of_all = sorted(set.intersection(*map(set, (*paper.values(), *changing.values())))) if changing else []
+    seeds = [set(cells.get(n, {})) for cells in (paper, changing) for n in changing]
+    of_all = sorted(set.intersection(*seeds)) if seeds else []  # the seeds that every width has
     means = [[np.mean(percents_at_last([cells[n][seed] for n in changing], "held_out")) for seed in of_all]
              for cells in (changing, paper)]
     return {
