@@ -19,6 +19,7 @@ COLUMN, TWO_COLUMNS = 3.3, 6.9  # inches
 plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
                      "xtick.labelsize": 7, "ytick.labelsize": 7,
                      "legend.fontsize": 7, "legend.handlelength": 1.5, "legend.columnspacing": 1.2,
+                     "figure.max_open_warning": 0,  # all are drawn before the first is saved
                      "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
                      "grid.linewidth": 0.5})
 
