@@ -33,7 +33,8 @@ FIGURES = {
 FIGURES_OF_WHY = {
     "capacity": ("What a width holds of a random table, and what it has of the held-out problems",
                  lambda why: why["capacity"]["by_width"]),
-    "times": ("Iterations until 90% are right, by width, and the mean held-out score by iteration", lambda why: why["times"]),
+    "times": ("Iterations until 90% are right, by width, and the mean held-out score by iteration",
+              lambda why: why["times"]),
     "tables": ("The width at which generalization ends over the width that holds half of a random table",
                lambda why: whole(why["tables"]["by_table"])),
     "rates": ("Held-out score over the learning rate", lambda why: why["rates"]),
