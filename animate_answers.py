@@ -2,8 +2,8 @@
 
     python animate_answers.py          (trains both models, then writes results/answers.gif)
 
-Trains both in a temporary folder each time, which takes less than two minutes on a CPU. The GIF shows
-the most frequent answer to each sum at every evaluation up to iteration 10,000, then at every fourth.
+Trains both in a temporary folder each time, which takes less than two minutes on a CPU. The GIF shows the
+most frequent answer to each sum at every evaluation up to iteration 10,000, then at every fourth.
 """
 
 import sys

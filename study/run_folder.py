@@ -201,8 +201,6 @@ def to_bytes(checkpoint):
 
 def read_checkpoint(path):
     """Return the dict saved as a checkpoint; raise StudyError if the file is anything else or damaged."""
-    if not Path(path).exists():
-        raise StudyError(f"there is no {path}: delete {Path(path).parent} to train its run again")
     try:
         if zipfile.is_zipfile(path):  # torch saves a checksum for each tensor but does not check it
             with zipfile.ZipFile(path) as file:

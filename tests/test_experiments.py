@@ -157,15 +157,21 @@ def test_a_run_without_its_last_checkpoint_is_not_complete(project, monkeypatch,
 
 def test_a_checkpoint_that_the_tables_need_and_that_is_gone_is_named(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
-    experiment = {"one": {"config": "math_mini_14", "answer_seed": 1, "max_iters": 3}}
-    options = experiment, tmp_path, tmp_path / "mine", "cpu", 1
-    assert run_experiment.run_all(*options) == []
-    shutil.rmtree(tmp_path / "mine")
+    options = made_without_its_table(tmp_path, answer_seed=1)
     (tmp_path / "runs/one/ckpt_last.pt").unlink()  # as if to save space
-    with pytest.raises(StudyError, match="there is no .*ckpt_last.pt: delete .*runs/one"):
+    with pytest.raises(StudyError, match="there is no .*ckpt_last.pt, .* delete .*runs/one"):
         run_experiment.run_all(*options)
     shutil.rmtree(tmp_path / "runs/one")
     assert run_experiment.run_all(*options) == []
+
+
+def made_without_its_table(tmp_path, **settings):
+    """Make a short run complete, delete its tables, and return the arguments of run_all()."""
+    experiment = {"one": {"config": "math_mini_14", "max_iters": 3, **settings}}
+    options = experiment, tmp_path, tmp_path / "mine", "cpu", 1
+    assert run_experiment.run_all(*options) == []
+    shutil.rmtree(tmp_path / "mine")
+    return options
 
 
 def torch_equal(path, before):
@@ -303,10 +309,7 @@ def test_a_run_that_another_process_begins_first_is_waited_for(project, monkeypa
 
 def test_a_run_that_another_process_completes_first_is_taken(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
-    experiment = {"one": {"config": "math_mini_14", "n_embd": 2, "max_iters": 3}}
-    options = experiment, tmp_path, tmp_path / "mine", "cpu", 1
-    assert run_experiment.run_all(*options) == []
-    shutil.rmtree(tmp_path / "mine")
+    options = made_without_its_table(tmp_path, n_embd=2)
     run_json, hidden, start = tmp_path / "runs/one/run.json", tmp_path / "hidden", run_experiment.start
 
     def start_too_late(*arguments):

@@ -248,15 +248,23 @@ def finished_run(name, settings, folder):
     if generalizes and table == ProblemTable(table.held_out):  # the paper's table, with any pairs held out
         row |= beyond_single_digits(folder)
     if table.answer_seed >= 0:
-        model, chars, _, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+        model, chars, _, _ = last_model(folder)
         stored, in_all = stored_bits(model, chars, arithmetic(table))
         row |= {"stored_bits": round(stored, 3), "table_bits": round(in_all, 3)}
     return Run({column: str(row.get(column, "")) for column in [*RUN_COLUMNS, *identity]}, rows, results)
 
 
+def last_model(folder):
+    """load_model() of the end of a complete run. Raises StudyError."""
+    path = folder / "ckpt_last.pt"
+    if not path.exists():
+        raise StudyError(f"there is no {path}, which the tables need: delete {folder} to train the run again")
+    return load_model(path, torch.device("cpu"))
+
+
 def beyond_single_digits(folder):
     """How the model at the end of a run answers operands up to 19, those up to 9 left out (section 5.1)."""
-    model, chars, table, _ = load_model(folder / "ckpt_last.pt", torch.device("cpu"))
+    model, chars, table, _ = last_model(folder)
     task = arithmetic(table, max_operand=19)
     problems = [problem for problem in task.problems if problem.beyond]
     with torch.no_grad():

@@ -22,6 +22,7 @@ from study.tasks import HELD_OUT, table_of
 # Settings of the runs in experiments/, which a test holds to its files.
 SHUFFLES = 50  # changing_order.py
 EVERY_PAIR = {14: 10, 20: 5}  # all_pairs.py: width -> number of seeds
+# held_out_share.py
 SHARES, SHARE_WIDTHS, SHARE_SEEDS = (1, 2, 5, 10, 15, 22), (10, 14, 20, 28, 56), range(1, 11)
 LEAST_PEAK = 0.5  # mean held-out score that a width of a table must reach for its n_gen to have a meaning
 # The paper's pair and those of experiments/pairs.py: the question about the edge came from their runs.
@@ -235,8 +236,8 @@ def slope_of(found):
 
 
 def order(runs):
-    """The paper's text against lines in changing order: {n: cell}, and where the held-out score has fallen
-    to half, on the same seeds (experiments/changing_order.py)."""
+    """The paper's text against lines in changing order, on the same seeds: {n: cell}, the mean over all
+    widths, and where the held-out score has fallen to half (experiments/changing_order.py)."""
     changing = {n: of_seed for (n,), of_seed in seeds_of(runs, N14, "n_embd", shuffles=SHUFFLES).items()}
     paper = {n: {seed: run for seed, run in of_seed.items() if seed in changing.get(n, {})}
              for (n,), of_seed in seeds_of(runs, N14, "n_embd").items() if n in changing}
