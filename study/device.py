@@ -87,6 +87,17 @@ def output_of(command, folder=None):
         return None
 
 
+def commit_of(repository):
+    """Return the commit of a folder's code, with -dirty if tracked files have changed; None without git.
+
+    Tables and pages do not count: experiments and report.py write them.
+    """
+    commit = output_of(["git", "rev-parse", "HEAD"], repository)
+    changed = output_of(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results",
+                         ":!*.md"], repository)
+    return commit and commit + ("-dirty" if changed else "")
+
+
 def cpu_info():
     """Return the first processor's entry in /proc/cpuinfo, or "" where there is no such file."""
     try:

@@ -22,7 +22,7 @@ import torch
 from study import ROOT, StudyError
 from study.dataset import read_meta
 from model import GPT, GPTConfig
-from study.device import machine, output_of
+from study.device import commit_of, machine
 from study.files import append_to_file, remove_leftovers, write_files
 from study.identity import digest_of, digest_of_data, identity_of
 from study.processes import launcher
@@ -34,7 +34,7 @@ BEST = {"ckpt.pt": ("val_loss", -1), "ckpt_best_math.pt": ("math_acc", 1),
 FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
 MADE_BY = ("dtype", "step", "step_refused", "processes", *ProblemTable._fields)
 # Of the code as it was imported: an experiment may run for days while the files change.
-COMMIT = output_of(["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="], ROOT)
+COMMIT = commit_of(ROOT)
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 

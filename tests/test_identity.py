@@ -11,6 +11,7 @@ from conftest import ROOT, copy_project, refused, run_inside
 
 import run_experiment
 from study import StudyError, dataset
+from study.device import commit_of
 from study.experiments import runs as experiment_runs
 from study.experiments.results import read_tables
 from study.experiments.runs import (
@@ -216,3 +217,26 @@ def test_the_published_tables_hold_the_digests_of_their_experiments(folder):
         assert run.info["digest"] == digest_of(expected | made)
         assert {*expected, *SETTING_COLUMNS} - OPTIONAL.keys() <= run.info.keys()
     assert len({run.info["digest"] for run in runs.values()}) == len(runs)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_commit_of_a_run_says_whether_its_code_was_changed_and_not_its_tables(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *arguments], cwd=tmp_path,
+                       check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("model.py", "README.md", "results/runs.csv")]
+    assert commit_of(tmp_path / "nowhere") is None
+    git("init")
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("one")
+    git("add", ".")
+    git("commit", "-m", "one")
+    clean = commit_of(tmp_path)
+    assert len(clean) == 40
+    for path in files[1:]:
+        path.write_text("two")
+    assert commit_of(tmp_path) == clean
+    files[0].write_text("two")
+    assert commit_of(tmp_path) == f"{clean}-dirty"

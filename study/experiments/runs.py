@@ -70,7 +70,7 @@ RUN_COLUMNS = SETTING_COLUMNS | {
     "table_bits": "bits of all answers of that table",
     "seconds": "wall time of training, evaluating and saving",
     "made_on": "processor or GPU, precision and software",
-    "commit": "of the code",
+    "commit": "of the code; with -dirty if files of the repository had uncommitted changes",
     # The columns after these are the other settings of train_with_eval.py, and
     "data": "digest of the text",
     "device": "cpu, cuda or mps",
