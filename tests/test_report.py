@@ -137,9 +137,10 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     pairs, edges = found["pairs"], found["why"]["pairs"]["n14"]
     assert pairs["rarer"] == pairs["more_frequent"] == 0 and pairs["runs"] == 10
     none = pairs["apart"]["generalizes"]["without_a_run"]
-    assert f"n14 scores {pairs['score']['value']:.1f}% on average" in README
+    assert f"n14 scores {edges['score']['value']:.1f}% on average" in README
     assert f"with {none} of {pairs['pairs']} no run answers all four" in README
     assert all(edges[name]["interval"][1] < 0 and edges[name]["p"] < 0.05 for name in ("new", "seen"))
+    assert found["why"]["pairs"]["n20"]["score"]["interval"][1] < edges["score"]["interval"][0] / 2
     problems = found["by_pair"]["n14"]["problems"]
     neighbours = [problems[f"{a}-{b}"] for a in range(10) for b in range(10) if abs(a - b) == 1]
     assert sum(problem["right"] for problem in neighbours) < 0.25 * sum(p["total"] for p in neighbours)

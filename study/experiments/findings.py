@@ -216,7 +216,6 @@ def pairs(runs, paper_runs, paper):
     seeds = set().union(*of_pairs.values())
     return {
         "cells": cells, "paper": paper, "against_paper": against_paper,
-        "score": score("n14 without other pairs", [list(of_seed.values()) for of_seed in of_pairs.values()]),
         "all": sum(cell["generalizes"]["total"] for cell in cells.values()),
         "generalize": sum(cell["generalizes"]["right"] for cell in cells.values()),
         "pairs": len(cells), "runs": most,

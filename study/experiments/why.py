@@ -9,7 +9,9 @@ import math
 
 import numpy as np
 
-from study.experiments.cells import corrected, mean, paired, paired_scores, percents_at_last, span, spread
+from study.experiments.cells import (
+    corrected, mean, paired, paired_scores, percents_at_last, score, span, spread,
+)
 from study.experiments.problems import is_pair, share_seen
 from study.experiments.results import first_evaluation_with, right_and_total
 from study.experiments.select import N14, seeds_by, seeds_of, varied
@@ -267,8 +269,8 @@ def order(runs):
 
 
 def pairs(runs):
-    """{n: {which pairs: those at the edge against those inside}}, once all have runs
-    (experiments/all_pairs.py)."""
+    """{n: {which pairs: those at the edge against those inside, "score" of all but the paper's}}, once all
+    have runs (experiments/all_pairs.py)."""
     found = {}
     for n, most in EVERY_PAIR.items():
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
@@ -281,6 +283,8 @@ def pairs(runs):
                 name: edge(f"n{n}, {name} pairs", {pair: means[pair] for pair in of_set})
                 | {"runs": span(f"n{n}, {name} pairs: runs of a pair", [len(cells[pair]) for pair in of_set])}
                 for name, of_set in sets.items()}
+            found[f"n{n}"]["score"] = score(f"n{n} without other pairs",
+                                            [cells[pair] for pair in means if pair != HELD_OUT])
     return found
 
 
@@ -301,7 +305,7 @@ def edge(what, means):
 
 
 def shares(runs):
-    """{n: {pairs held out: mean}, and the slope over their number} (experiments/held_out_share.py)."""
+    """{n: {pairs held out: score}, and the slope over their number} (experiments/held_out_share.py)."""
     drawn = {(table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out, seed): count
              for count in SHARES for seed in SHARE_SEEDS}
     found = {}
@@ -313,15 +317,17 @@ def shares(runs):
                     cells.setdefault(count, []).append(run)
                     seen.setdefault(count, []).append(100 * share_seen(held_out))
         if len(cells) > 1:
-            cells = at_last(dict(sorted(cells.items())), "held_out")
+            cells = dict(sorted(cells.items()))
+            groups = list(at_last(cells, "held_out").values())
 
             def slope(groups):
                 x = np.repeat(list(cells), [len(group) for group in groups])
                 return float(np.polyfit(x, 100 * np.concatenate(groups), 1)[0])
 
-            groups, what = list(cells.values()), f"n{n}: points a held-out pair"
+            what = f"n{n}: points a held-out pair"
             found[f"n{n}"] = {
-                "by_count": {count: float(100 * np.mean(of_count)) for count, of_count in cells.items()},
+                "by_count": {count: score(f"n{n}, {count} pairs held out", [[run] for run in of_count])
+                             for count, of_count in cells.items()},
                 "seen": {count: float(np.mean(seen[count])) for count in cells},
                 "runs": sum(map(len, groups)),
                 "slope": {"what": what, "value": slope(groups),

@@ -153,12 +153,16 @@ def plot_order(found):
 
 
 def plot_shares(found):
-    """Held-out score over the number of pairs that are held out, for each width."""
+    """Held-out score over the number of pairs that are held out, for each width, with 95% intervals."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
     for (name, cell), color, marker in zip(found.items(), colors, "os^Dv"):
-        ax.plot(list(cell["by_count"]), list(cell["by_count"].values()), color=color, marker=marker,
-                markersize=3, linewidth=1.2, label=name)
+        counts, scores = list(cell["by_count"]), list(cell["by_count"].values())
+        values = np.array([of_count["value"] for of_count in scores])
+        ends = np.array([of_count["interval"] or 2 * [of_count["value"]] for of_count in scores])
+        errors = np.abs(ends.T - values)
+        ax.errorbar(counts, values, errors, color=color, marker=marker, markersize=3, linewidth=1.2,
+                    elinewidth=0.6, label=name)
     ax.set(xlabel="pairs held out, of 45", ylabel="held-out samples right\nat the last evaluation (%)",
            ylim=(-3, 105))
     ax.grid(alpha=0.3)

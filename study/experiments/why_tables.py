@@ -110,12 +110,12 @@ def pairs(found):
 def shares(found):
     counts = sorted({count for cell in found.values() for count in cell["by_count"]})
     heading = ["n", "runs", *(f"{count} of 45" for count in counts), "points a pair"]
-    rows = [[n, cell["runs"], *(number(cell["by_count"][count]) if count in cell["by_count"] else None
-                                for count in counts), cell["slope"]] for n, cell in found.items()]
+    rows = [[n, cell["runs"], *map(cell["by_count"].get, counts), cell["slope"]]
+            for n, cell in found.items()]
     seen = {count: share for cell in found.values() for count, share in cell["seen"].items()}
     rows += [["held-out answers that other lines have, %", None, *(number(seen[count]) for count in counts),
               None]] if found else []
-    return table("Held-out samples right at the last evaluation, mean %, by pairs held out", heading, rows)
+    return table("Mean share of held-out samples right at the last evaluation, by pairs held out", heading, rows)
 
 
 def embeddings(found):
