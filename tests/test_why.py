@@ -160,11 +160,23 @@ def test_pairs_at_the_edge_are_told_from_those_inside(found):
 
 
 def test_the_score_over_the_number_of_held_out_pairs_has_a_slope(found):
-    shares = found["shares"]["n10"]
-    assert {count: score["value"] for count, score in shares["by_count"].items()} == {1: 100, 2: 75, 5: 0}
-    assert shares["runs"] == 9
-    assert shares["seen"] == {1: 100, 2: 100, 5: 100}
+    shares = found["shares"]["by_width"]["n10"]
+    assert {count: score["value"] for count, score in shares["by_count"].items()} == {
+        "1": 100, "2": 75, "5": 0, "10": None, "15": None, "22": None}
+    assert shares["runs"] == 9 and shares["trained"]["mean"] == 100
+    assert [shares["seen"][count]["mean"] for count in ("1", "2", "5")] == [100, 100, 100]
     assert shares["slope"]["value"] == pytest.approx(-25) and shares["slope"]["interval"][1] < 0
+
+
+def test_the_two_narrow_widths_are_compared_on_the_pairs_that_both_hold_out():
+    runs = {}
+    for n, right in ((10, 40), (14, 20)):
+        for seed in (1, 2, 3):
+            for count in SHARES if (n, seed) != (14, 3) else SHARES[:-1]:  # seed 3 is not whole
+                drawn = table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out
+                runs |= made(a_rule(right), N14, n_embd=n, seed=seed, held_out=drawn)
+    against = why(runs)["shares"]["n10_against_n14"]
+    assert against["seeds"] == 2 and against["difference"] == pytest.approx(0.5)
 
 
 def test_seeds_that_an_experiment_does_not_list_are_no_runs_of_it(found):
@@ -173,7 +185,7 @@ def test_seeds_that_an_experiment_does_not_list_are_no_runs_of_it(found):
     runs = together(*(made(a_rule(0), N14, seed=seed, held_out=drawn) for seed in (24, 25)), *(
         made(a_rule(40), N14, seed=1, held_out=table_of({"held_out": f"{count} pairs of seed 1"}).held_out)
         for count in (1, 2)))
-    assert why(runs)["shares"]["n14"]["runs"] == 2
+    assert why(runs)["shares"]["by_width"]["n14"]["runs"] == 2
 
 
 def test_the_pairs_that_raised_a_question_are_those_that_were_run_before():
@@ -298,6 +310,17 @@ def test_what_the_page_says_in_words_is_what_the_published_tables_give():
     assert tables["by_table"]["both to 4"]["most"] < 50
     assert tables["slope"]["tables"] == len(tables["by_table"]) - 1
     assert not any("19" in name for name in tables["by_table"])  # still to be run
+    shares = found["shares"]
+    means = {n: [score["value"] for score in cell["by_count"].values()]
+             for n, cell in shares["by_width"].items()}
+    assert [cell["runs"] for cell in shares["by_width"].values()] == 5 * [60]
+    for n in ("n10", "n14", "n20"):
+        assert shares["by_width"][n]["slope"]["interval"][1] < 0
+    for n in ("n28", "n56"):
+        low, high = shares["by_width"][n]["slope"]["interval"]
+        assert low < 0 < high and max(means[n]) < 5
+    assert all(means["n10"][i] > means["n14"][i] for i in range(1, 6))
+    assert shares["n10_against_n14"]["interval"][0] > 0 and shares["n10_against_n14"]["p"] < 0.05
     order = found["order"]
     assert [cell["runs"] for cell in order["by_width"].values()] == 9 * [20]
     low, high = order["ratio"]["interval"]

@@ -5,6 +5,7 @@ its file in experiments/ names. Its outcome is the share of held-out samples rig
 why_optimizer.py has the analyses of the optimizer.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -305,31 +306,40 @@ def edge(what, means):
 
 
 def shares(runs):
-    """{n: {pairs held out: score}, and the slope over their number} (experiments/held_out_share.py)."""
+    """{n: {pairs held out: score}, and the slope over their number}, and n10 against n14 on the same pairs
+    (experiments/held_out_share.py)."""
     drawn = {(table_of({"held_out": f"{count} pairs of seed {seed}"}).held_out, seed): count
              for count in SHARES for seed in SHARE_SEEDS}
-    found = {}
-    for n in SHARE_WIDTHS:
-        cells, seen = {}, {}
-        for (held_out,), of_seed in seeds_of(runs, N14, "held_out", n_embd=n).items():
-            for seed, run in of_seed.items():
-                if count := drawn.get((held_out, seed)):
-                    cells.setdefault(count, []).append(run)
-                    seen.setdefault(count, []).append(100 * share_seen(held_out))
-        if len(cells) > 1:
-            cells = dict(sorted(cells.items()))
-            groups = list(at_last(cells, "held_out").values())
+    cells, found = {}, {}
+    for (n, held_out), of_seed in seeds_of(runs, N14, "n_embd", "held_out").items():
+        for seed, run in of_seed.items():
+            if n in SHARE_WIDTHS and (held_out, seed) in drawn:
+                cells.setdefault(n, {}).setdefault(drawn[held_out, seed], {})[seed] = run
+    for n, of_count in sorted(cells.items()):
+        if len(of_count) > 1:
+            of_count = {count: list(of_count.get(count, {}).values()) for count in SHARES}
+            with_runs = {count: cell for count, cell in of_count.items() if cell}
+            groups = list(at_last(with_runs, "held_out").values())
 
             def slope(groups):
-                x = np.repeat(list(cells), [len(group) for group in groups])
+                x = np.repeat(list(with_runs), [len(group) for group in groups])
                 return float(np.polyfit(x, 100 * np.concatenate(groups), 1)[0])
 
-            what = f"n{n}: points a held-out pair"
             found[f"n{n}"] = {
-                "by_count": {count: score(f"n{n}, {count} pairs held out", [[run] for run in of_count])
-                             for count, of_count in cells.items()},
-                "seen": {count: float(np.mean(seen[count])) for count in cells},
+                "by_count": {str(count): score(f"n{n}, {count} pairs held out", [[run] for run in cell])
+                             for count, cell in of_count.items()},
+                "seen": {str(count): mean(f"{count} pairs held out: percent of answers that other lines have",
+                                          [100 * share_seen(run.info["held_out"]) for run in cell])
+                         for count, cell in of_count.items()},
+                "trained": mean(f"n{n}: percent of the trained problems",
+                                percents_at_last(itertools.chain(*of_count.values()), "trained")),
                 "runs": sum(map(len, groups)),
-                "slope": {"what": what, "value": slope(groups),
+                "slope": {"what": f"n{n}: points a held-out pair", "value": slope(groups),
                           "interval": bootstrap(slope, groups) if min(map(len, groups)) > 2 else None}}
-    return found
+    both = [cells.get(n, {}) for n in (10, 14)]
+    whole = [seed for seed in SHARE_SEEDS
+             if all(seed in of_count.get(count, {}) for of_count in both for count in SHARES)]
+    means = [[np.mean(percents_at_last([of_count[count][seed] for count in SHARES], "held_out"))
+              for seed in whole] for of_count in both]
+    against = paired("n10 minus n14: mean over all numbers of pairs", *means)
+    return {"by_width": found, "n10_against_n14": against}

@@ -19,7 +19,7 @@ def figures_of_why(found):
         "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
         "rates": lambda: plot_rates(found["rates"]), "decays": lambda: plot_decays(found["decays"]),
         "changing_order": lambda: plot_order(found["order"]["by_width"]),
-        "held_out_share": lambda: plot_shares(found["shares"]),
+        "held_out_share": lambda: plot_shares(found["shares"]["by_width"]),
     }
     return {name: plots[name]() for name in drawn(found, FIGURES_OF_WHY) if name in plots}
 
@@ -157,12 +157,12 @@ def plot_shares(found):
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
     for (name, cell), color, marker in zip(found.items(), colors, "os^Dv"):
-        counts, scores = list(cell["by_count"]), list(cell["by_count"].values())
-        values = np.array([of_count["value"] for of_count in scores])
-        ends = np.array([of_count["interval"] or 2 * [of_count["value"]] for of_count in scores])
-        errors = np.abs(ends.T - values)
-        ax.errorbar(counts, values, errors, color=color, marker=marker, markersize=3, linewidth=1.2,
-                    elinewidth=0.6, label=name)
+        scores = {int(count): of_count for count, of_count in cell["by_count"].items()
+                  if of_count["value"] is not None}
+        values = np.array([of_count["value"] for of_count in scores.values()])
+        ends = np.array([of_count["interval"] or 2 * [of_count["value"]] for of_count in scores.values()])
+        ax.errorbar(list(scores), values, np.abs(ends.T - values), color=color, marker=marker, markersize=3,
+                    linewidth=1.2, elinewidth=0.6, label=name)
     ax.set(xlabel="pairs held out, of 45", ylabel="held-out samples right\nat the last evaluation (%)",
            ylim=(-3, 105))
     ax.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from study.experiments.tables import markdown
 from study.experiments.text import number, text_of, text_of_mean
+from study.experiments.why import SHARES
 from study.experiments.why_optimizer import SEEDS, rates_of
 
 
@@ -12,7 +13,7 @@ def tables_of_why(found):
         "tables": sizes(found["tables"]["by_table"]), "rates": rates(found["rates"]),
         "decays": decays(found["decays"]), "longer": longer(found["longer"]),
         "order": order(found["order"]["by_width"]), "pairs": pairs(found["pairs"]),
-        "shares": shares(found["shares"]),
+        "shares": shares(found["shares"]["by_width"]),
         "embeddings": embeddings(found.get("embeddings", {})),
     }
 
@@ -108,12 +109,12 @@ def pairs(found):
 
 
 def shares(found):
-    counts = sorted({count for cell in found.values() for count in cell["by_count"]})
-    heading = ["n", "runs", *(f"{count} of 45" for count in counts), "points a pair"]
-    rows = [[n, cell["runs"], *map(cell["by_count"].get, counts), cell["slope"]]
+    heading = ["n", "runs", *(f"{count} of 45" for count in SHARES), "points a pair", "trained, mean %"]
+    rows = [[n, cell["runs"], *cell["by_count"].values(), cell["slope"], cell["trained"]]
             for n, cell in found.items()]
-    seen = {count: share for cell in found.values() for count, share in cell["seen"].items()}
-    rows += [["held-out answers that other lines have, %", None, *(number(seen[count]) for count in counts),
+    seen = {count: share for cell in found.values() for count, share in cell["seen"].items()
+            if share["values"]}
+    rows += [["held-out answers that other lines have, %", None, *map(seen.get, map(str, SHARES)), None,
               None]] if found else []
     return table("Mean share of held-out samples right at the last evaluation, by pairs held out", heading, rows)
 
