@@ -41,7 +41,8 @@ FIGURES_OF_WHY = {
     "decays": ("Held-out score by learning rate and weight decay", lambda why: why["decays"]),
     "changing_order": ("Held-out score with the paper's text and with changing orders",
                        lambda why: why["order"]["by_width"]),
-    "held_out_share": ("Held-out score over the number of held-out pairs", lambda why: why["shares"]["by_width"]),
+    "held_out_share": ("Held-out score over the number of held-out pairs",
+                       lambda why: why["shares"]["by_width"]),
     "embeddings": ("Digits' embeddings in the plane of their first two principal components",
                    lambda why: why.get("embeddings")),
 }

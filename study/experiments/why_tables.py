@@ -116,7 +116,8 @@ def shares(found):
             if share["values"]}
     rows += [["held-out answers that other lines have, %", None, *map(seen.get, map(str, SHARES)), None,
               None]] if found else []
-    return table("Mean share of held-out samples right at the last evaluation, by pairs held out", heading, rows)
+    title = "Mean share of held-out samples right at the last evaluation, by pairs held out"
+    return table(title, heading, rows)
 
 
 def embeddings(found):
