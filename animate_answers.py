@@ -10,11 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from study import ROOT, StudyError  # first: from here on Ctrl-C ends in one line
+from study import ROOT  # first: from here on Ctrl-C ends in one line
 import train_with_eval
 from eval_as_math import answer_table
 from study.experiments.figures import ANSWERS_LEGEND, draw_table, plt, titled  # before matplotlib
-from study.files import write_files
+from study.files import folder_to_write_into, write_files
 from study.settings import configure, run_script
 
 from matplotlib.animation import PillowWriter
@@ -81,9 +81,7 @@ def write_animation(models, path):
 
 
 def main(cfg):
-    if not Path(cfg.root_dir).is_dir():
-        raise StudyError(f"folder {cfg.root_dir} does not exist: --root_dir must name one to write into")
-    models, path = {}, Path(cfg.root_dir) / "answers.gif"
+    models, path = {}, folder_to_write_into(cfg.root_dir) / "answers.gif"
     with tempfile.TemporaryDirectory() as folder:
         for name, config in MODELS.items():
             tables, num_params = tables_while_training(config, folder, cfg)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 import train_with_eval
-from study import ROOT, StudyError
+from study import ROOT
 from study.dataset import read_meta
 from study.experiments.embeddings import COLUMNS, digit_embeddings, groups_of, measures
 from study.experiments.figures import TWO_COLUMNS, plt, save_figure
 from study.experiments.runs import csv_bytes
-from study.files import write_files
+from study.files import folder_to_write_into, write_files
 from study.run_folder import read_run_json
 from study.settings import configure, run_script
 
@@ -61,9 +61,7 @@ def plot(groups):
 
 
 def main(cfg):
-    if not Path(cfg.root_dir).is_dir():
-        raise StudyError(f"folder {cfg.root_dir} does not exist: --root_dir must name one to write into")
-    rows, chars = [], read_meta("as_math")[0]
+    root, rows, chars = folder_to_write_into(cfg.root_dir), [], read_meta("as_math")[0]
     for config, iterations in MODELS:
         for seed in range(1, cfg.seeds + 1):
             state = trained(config, iterations, seed, cfg)
@@ -76,8 +74,8 @@ def main(cfg):
                          **measures(embeddings), "embeddings": embeddings})
     rounded = [{key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in COLUMNS}
                for row in rows]
-    write_files({Path(cfg.root_dir) / "embeddings.csv": csv_bytes(COLUMNS, rounded)})
-    save_figure(plot(groups_of(rows)), Path(cfg.root_dir) / "embeddings.png", dpi=300)
+    write_files({root / "embeddings.csv": csv_bytes(COLUMNS, rounded)})
+    save_figure(plot(groups_of(rows)), root / "embeddings.png", dpi=300)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python plot_experiment.py                    (from the tables in results/, into it)
 
 Writes seeds_<math|facts|both>.png and orders.png, those of study/experiments/width_figures.py (accuracy,
-map, at_fit, held_out, pairs) and those of study/experiments/why_figures.py, each if there are runs for it.
+accuracy_wide, map, at_fit, held_out, pairs) and those of study/experiments/why_figures.py, each if there are
+runs for it.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from study import ROOT, StudyError
-from study.files import write_files
+from study.files import make_folder, why_unreadable, write_files
 from study.experiments.embeddings import embeddings_of
 from study.experiments.findings import findings
 from study.experiments.results import other_runs, published_runs
@@ -83,11 +83,8 @@ def main(cfg):
         try:
             files[readme] = with_table(readme.read_text(encoding="utf-8"), pages["results"])
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"cannot read {readme}: {getattr(error, 'strerror', 'it is not text')}")
-    try:
-        (out / "docs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"cannot make the folder {out / 'docs'}: {error.strerror}")
+            raise StudyError(f"cannot read {readme}: {why_unreadable(error)}")
+    make_folder(out / "docs")
     write_files({path: text.encode() for path, text in files.items()})
     print(f"wrote {', '.join(map(str, files))}")
 

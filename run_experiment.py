@@ -35,8 +35,9 @@ from study.experiments.results import read_tables
 from study.experiments.runs import (
     config_file, config_of, dataset_of, expected_identity, finished_run, is_same_run, runs_by_name,
     train_settings, write_tables)
+from study.files import make_folder
 from study.identity import identity_of
-from study.run_folder import RunFolder, lock_folder, read_run_json
+from study.run_folder import BUSY, RunFolder, lock_folder, read_run_json
 from study.settings import catch_stop, hold_stop_signals, release_stop_signals, run_script
 from study.train_stack import MEMBER_SETTINGS, train_stack
 
@@ -234,10 +235,7 @@ def run_all(experiment, root, table, device, jobs, stack_memory=0, overwrite=Fal
     With stack_memory (bytes), runs that can train together do so first, in this process. Of the others `jobs`
     train at a time, each in a process of its own.
     """
-    try:
-        table.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"cannot make the folder {table}: {error.strerror}")
+    make_folder(table)
     folders = {name: root / "runs" / name for name in experiment}
     paths = {*root.glob("*/runs.csv"), table / "runs.csv"}
     tables = {path.parent: read_tables(path.parent) for path in sorted(paths) if path.exists()}
@@ -287,7 +285,7 @@ def run_side_by_side(experiment, folders, waiting, device, jobs, finish, write):
             for name, process in list(running.items()):
                 if not process.is_alive():
                     del running[name]
-                    if process.exitcode and not is_free(folders[name]):  # another process began it first
+                    if process.exitcode == BUSY:  # another process trains it, or looked whether it is free
                         waiting.append(name)
                     elif process.exitcode and not is_complete(experiment[name], folders[name]):
                         failed.append(name)

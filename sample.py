@@ -9,6 +9,7 @@ from pathlib import Path
 from study import StudyError  # first: from here on Ctrl-C ends in one line
 import torch
 
+from study.files import why_unreadable
 from study.scoring import open_model, sample
 from study.settings import run_script
 
@@ -31,7 +32,7 @@ def main(cfg):
         try:
             prompt = path.read_bytes().decode("utf-8-sig")  # read_text() would change the line ends
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"cannot read the prompt {path}: {error}")
+            raise StudyError(f"cannot read the prompt {path}: {why_unreadable(error)}")
     if not prompt:
         raise StudyError("the prompt is empty; --start needs at least one character")
     trained = open_model(cfg, "ckpt.pt", "math_mini_14")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from study import ROOT, StudyError
-from study.files import write_files
+from study.files import make_folder, write_files
 from study.tasks import ProblemTable, table_of
 
 DATA_DIR = ROOT / "data"
@@ -59,10 +59,7 @@ def write_dataset(folder, text, table=ProblemTable("none"), val_text=None):
     folder = Path(folder)
     if not text:
         raise StudyError(f"the text of {folder.name} is empty: hold out fewer pairs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"cannot make the folder {folder}: {error.strerror}")
+    make_folder(folder)
     val_text = val_text or text
     (chars, ids), (_, val_ids) = encode(text), encode(val_text)
     meta = {

@@ -1,7 +1,8 @@
-"""Write files whole or not at all, whatever kills the writer or fills the disk; append text to a file."""
+"""Write files whole or not at all, whatever kills the writer or fills the disk; what else all files need."""
 
 import contextlib
 import os
+from pathlib import Path
 
 from study import StudyError
 
@@ -15,7 +16,7 @@ def write_files(files):
     """Write {path: bytes} so that each file is complete or unchanged, whatever happens.
 
     Write and sync all of them to temporary files, then rename these in the order of the dict. A kill may
-    leave temporary files, which remove_leftovers() deletes. Raises StudyError on OSError.
+    leave temporary files, which remove_leftovers() deletes in folders of runs. Raises StudyError on OSError.
     """
     temporary = {path: temporary_of(path, os.getpid()) for path in files}
     try:
@@ -32,6 +33,26 @@ def write_files(files):
         for name in temporary.values():
             with contextlib.suppress(OSError):
                 name.unlink()
+
+
+def make_folder(folder):
+    """Make a folder and those above it, if need be. Raises StudyError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot make the folder {folder}: {error.strerror}")
+
+
+def folder_to_write_into(root_dir):
+    """The Path of root_dir, a setting. Raises StudyError if there is no such folder."""
+    if not Path(root_dir).is_dir():
+        raise StudyError(f"folder {root_dir} does not exist: --root_dir must name one to write into")
+    return Path(root_dir)
+
+
+def why_unreadable(error):
+    """What is wrong with a text file, from the OSError or UnicodeDecodeError of reading it."""
+    return getattr(error, "strerror", "it is not text")
 
 
 def remove_leftovers(paths):

@@ -16,18 +16,22 @@ FREE = {"out_dir", "init_from", "overwrite", "dataset", "log_interval", "save_in
         "wandb_project", "wandb_run_name", "device"}
 
 
+def kind_of(step):
+    """"C step" of "C step (cc, AVX2)": it rounds the same with every compiler and processor."""
+    return step.split(" (")[0]
+
+
 def identity_of(info):
     """{name: value} of all that can change a run's results, from its run.json; None where it does not say.
 
-    The step is its name up to " (" (the C step rounds the same with every compiler and processor), and the
-    device is its type. Of the settings of prepare.py only held_out is here: the digest of the text covers the
-    others.
+    The step is its kind and the device is its type. Of the settings of prepare.py only held_out is here: the
+    digest of the text covers the others.
     """
     settings = {key: value for key, value in info.get("config", {}).items() if key not in FREE}
     if settings.get("data_seed") == -1:
         settings["data_seed"] = settings["seed"]
     return settings | {key: info.get(key) for key in ("dtype", "held_out", "data", "processes")} | {
-        "step": info.get("step", "").split(" (")[0], "device": info["device"].split(":")[0]}
+        "step": kind_of(info.get("step", "")), "device": info["device"].split(":")[0]}
 
 
 def digest_of(identity):

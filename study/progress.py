@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from study import StudyError
 from study.device import multiplies_bfloat16
+from study.identity import kind_of
 from study.scoring import accuracies
 
 
@@ -71,7 +72,7 @@ def notes(model, resolved, earlier, device):
     """What a user should know of the step that a run takes, in one line each."""
     lines = [f"{name} is not used: {reason}; this run trains by {resolved['step']}"
              for name, reason in resolved["step_refused"].items()]
-    before, now = (step.split(" (")[0] for step in (earlier.get("step", resolved["step"]), resolved["step"]))
+    before, now = map(kind_of, (earlier.get("step", resolved["step"]), resolved["step"]))
     threads = earlier.get("threads", torch.get_num_threads())
     if before != now:
         lines.append(f"this run was made by {earlier['step']} until here; another step rounds differently")

@@ -26,6 +26,7 @@ from study.device import commit_of, machine
 from study.files import append_to_file, remove_leftovers, write_files
 from study.identity import digest_of, digest_of_data, identity_of
 from study.processes import launcher
+from study.settings import CHOICES
 from study.tasks import ProblemTable, table_of
 
 # Checkpoint of the best evaluation by a column of results.csv, and whether more or less is better.
@@ -35,6 +36,7 @@ FILES = ("results.csv", "run.json", "ckpt_last.pt", *BEST)  # of a run
 MADE_BY = ("dtype", "step", "step_refused", "processes", *ProblemTable._fields)
 # Of the code as it was imported: an experiment may run for days while the files change.
 COMMIT = commit_of(ROOT)
+BUSY = 75  # exit status of a run whose folder is taken, EX_TEMPFAIL of sysexits.h
 PUBLISHED = ROOT / "results" / "paper"  # models that are part of the project
 
 
@@ -75,7 +77,7 @@ class RunFolder:
         self.lock = lock_folder(self.folder)
         if not self.lock:
             raise StudyError(f"another run is writing into {self.folder}; wait for it or set another "
-                             "--out_dir")
+                             "--out_dir", status=BUSY)
         files = [self.folder / name for name in FILES]
         remove_leftovers(files)
         held = [path for path in files if path.exists()]
@@ -266,11 +268,19 @@ def load_model(path, device):
     which problems it was trained on, they are the paper's. Without a dtype, it is "auto".
     """
     checkpoint = read_checkpoint(path)
+    for key, kind in {"chars": str, "config": dict, "dtype": str}.items():
+        if not isinstance(checkpoint.get(key, kind()), kind):
+            raise StudyError(f"{path} is damaged: its {key} is {checkpoint[key]!r}")
+    dtype = checkpoint.get("dtype", "auto")
+    if dtype not in CHOICES["dtype"]:
+        raise StudyError(f"{path} is damaged: its dtype {dtype!r} is none of {', '.join(CHOICES['dtype'])}")
     try:
         model = GPT(GPTConfig(**checkpoint["model_args"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise StudyError(f"{path} describes no model that can be built: {error}")
     load_weights(model, checkpoint["model"], path)
+    if not all(weights.isfinite().all() for weights in model.parameters()):
+        raise StudyError(f"{path} has weights that are not finite numbers: train the model again")
     chars = checkpoint.get("chars")
     if chars is None:
         try:
@@ -285,4 +295,4 @@ def load_model(path, device):
         table = table_of(checkpoint)
     except (TypeError, ValueError) as error:
         raise StudyError(f"{path} describes no arithmetic problems: {error}")
-    return model.eval().to(device), chars, table, checkpoint.get("dtype", "auto")
+    return model.eval().to(device), chars, table, dtype

@@ -24,6 +24,7 @@ import types
 from pathlib import Path
 
 from study import StudyError
+from study.files import why_unreadable
 
 # Lowest and highest value of each number that some script has as a setting, both allowed.
 BELOW_1 = math.nextafter(1, 0)
@@ -225,7 +226,7 @@ def run_config_file(path, including=()):
     except (FileNotFoundError, IsADirectoryError):
         raise StudyError(f"config file {path} does not exist (settings are given as --key=value)")
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read config file {path}: {getattr(error, 'strerror', 'it is not text')}")
+        raise StudyError(f"cannot read config file {path}: {why_unreadable(error)}")
     try:
         exec(compile(source, str(path), "exec"), names)
     except StudyError:  # from a file that it includes

@@ -25,7 +25,9 @@ def made(run, config, **settings):
     settings = {"config": config} | settings
     data = DATA_DEFAULTS | settings
     row = {key: str(value) for key, value in (config_of(settings) | data).items()}
-    row["dtype"] = settings.get("dtype", "float32")
+    row |= {"dtype": settings.get("dtype", "float32"), "device": "cpu"}
+    if data["answer_seed"] >= 0:
+        row |= {"stored_bits": "100.0", "table_bits": "784.0"}
     step = "PyTorch" if settings.get("fast") is False else run.info["step"]
     name = run_name({key: value for key, value in settings.items() if (key, value) != ("seed", 1337)})
     return {name: run._replace(info=row | run.info | {"run": name, "step": step})}

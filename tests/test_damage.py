@@ -5,6 +5,7 @@ prepared datasets in `data`, which a row damages first.
 """
 
 import json
+import math
 import os
 import pickle
 import random
@@ -89,6 +90,11 @@ def as_of_nanogpt(config):
         return {key: value for key, value in checkpoint.items() if key != "chars"} | {"config": config}
 
     return save("run/ckpt.pt", without_vocabulary)
+
+
+def with_a_weight_that_is_no_number(checkpoint):
+    checkpoint["model"]["lm_head.weight"][0] = math.nan
+    return checkpoint
 
 
 RESUME = "--out_dir=run --init_from=resume"
@@ -185,6 +191,10 @@ DAMAGES = [
       ["no model that can be built"]))),
     (SAMPLE, SAMPLED, change("run/ckpt.pt", model=[1, 2]), ["ckpt.pt", "does not fit"]),
     (SAMPLE, SAMPLED, change("run/ckpt.pt", chars="abc"), ["ckpt.pt", "vocabulary of 3", "17"]),
+    (SAMPLE, SAMPLED, change("run/ckpt.pt", chars=5), ["ckpt.pt", "damaged", "chars is 5"]),
+    (SAMPLE, SAMPLED, as_of_nanogpt(5), ["ckpt.pt", "damaged", "config is 5"]),
+    (SAMPLE, SAMPLED, change("run/ckpt.pt", dtype="float8"), ["ckpt.pt", "dtype", "float8", "bfloat16"]),
+    (SAMPLE, SAMPLED, save("run/ckpt.pt", with_a_weight_that_is_no_number), ["ckpt.pt", "not finite"]),
     (SAMPLE, SAMPLED, save("run/ckpt.pt", lambda checkpoint: checkpoint["model"]), ["ckpt.pt", "model_args"]),
     (SAMPLE, SAMPLED, save("run/ckpt.pt", [1, 2]), ["ckpt.pt", "model_args"]),
     (SAMPLE, SAMPLED, save("run/ckpt.pt", {"model": Exploit(), "model_args": {}}),

@@ -294,17 +294,18 @@ def test_a_run_that_another_process_begins_first_is_waited_for(project, monkeypa
     monkeypatch.chdir(project)
     folder = tmp_path / "runs/one"
     folder.mkdir(parents=True)
-    lock, is_free, answers = lock_folder(folder), run_experiment.is_free, [False, True]
+    lock, is_free, seen_free = lock_folder(folder), run_experiment.is_free, []
 
-    def seen(folder):  # free, then taken when the start has failed, then free
-        if not answers:
+    def seen(folder):  # free, taken when the run starts, and free again when that has failed
+        if seen_free:
             lock.close()
-        return answers.pop() if answers else is_free(folder)
+        seen_free.append(True if not seen_free else is_free(folder))
+        return seen_free[-1]
 
     monkeypatch.setattr(run_experiment, "is_free", seen)
     experiment = {"one": {"config": "math_mini_14", "n_embd": 2, "max_iters": 3}}
     assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 1) == []
-    assert not answers and "another run is writing" in (folder / "train.log").read_text()
+    assert "another run is writing" in (folder / "train.log").read_text()
 
 
 def test_a_run_that_another_process_completes_first_is_taken(project, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from made_up import MEMORY, PASSING, RUNS, WHOLE, a_run, made, seeds
 
 from study.experiments import select
-from study.experiments.cells import CRITERIA, compared, of_cell, rate
+from study.experiments.cells import CRITERIA, compared, of_cell, rate, score
 from study.experiments.findings import findings
 from study.experiments.text import percent, text_of, text_of_mean, wrapped
 from study.tasks import table_of
@@ -61,7 +61,8 @@ def test_a_run_that_differs_in_any_setting_is_no_seed_of_the_papers_cell(setting
 
 def test_a_row_without_a_column_has_the_setting_of_its_config():
     [(name, run)] = seeds(WHOLE, "facts_mini_28", [3]).items()
-    few = {key: run.info[key] for key in ("config", "n_embd", "seed", "step", "dtype")} | {"held_out": "none"}
+    few = {key: run.info[key] for key in ("config", "n_embd", "seed", "step", "dtype", "device")}
+    few["held_out"] = "none"
     runs = {name: run._replace(info=few)}
     assert len(select.seeds(runs, "facts_mini_28")) == 1
     assert list(select.seeds_by("n_embd", runs, "facts_mini_14")) == [28]
@@ -139,7 +140,6 @@ def test_each_claim_of_the_paper_has_its_finding(found):
     assert n14["score"]["value"] == pytest.approx(100 * (4 + 3 + 3) / 12) and n28["score"]["value"] == 0
     # Of seed 1 alone there is a run of each: it generalizes at n14, with weight decay and without.
     assert found["n28_against_n14"]["difference"] == -1 and found["n28_against_n14"]["seeds"] == 1
-    assert all_shares(found["between"]) == {"n20": (0, 1)}
     assert found["weight_decay"]["n14"]["at_best"]["difference"] == 0
     assert found["weight_decay"]["n14"]["score"]["seeds"] == 1
     assert found["weight_decay"]["n56"]["score"]["difference"] is None
@@ -183,6 +183,22 @@ def test_steps_are_compared_by_what_made_the_runs_with_the_seeds_that_all_have(f
     elsewhere = seeds(WHOLE, "math_mini_14", [0])  # as on a machine without a compiler
     elsewhere["math_mini_14_seed_0"].info.update(step="PyTorch", dtype="bfloat16")
     assert findings(runs | elsewhere)["steps"]["seeds"] == 8
+
+
+def test_runs_on_another_text_or_in_another_precision_are_not_the_papers():
+    others = seeds(WHOLE, "math_mini_14", [3], dataset="facts_char") | seeds(
+        WHOLE, "math_mini_14", [4], dtype="bfloat16")
+    assert findings(RUNS | others)["math"] == findings(RUNS)["math"]
+
+
+def test_a_pair_counts_with_its_smaller_digit_first():
+    runs = {name: run for pair in ("1,3", "3,1")
+            for name, run in seeds(WHOLE, "math_mini_14", [1], held_out=pair).items()}
+    assert findings(runs)["by_pair"]["n14"]["pairs"] == findings(runs)["pairs"]["pairs"] == 1
+
+
+def test_a_score_of_two_runs_has_no_interval():
+    assert [score("x", n * [[WHOLE], [MEMORY]])["interval"] is None for n in (1, 2)] == [True, False]
 
 
 def test_a_pair_that_is_rarer_and_one_that_is_more_frequent_are_told_apart():

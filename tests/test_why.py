@@ -12,7 +12,7 @@ from study.experiments.floors import floors
 from study.experiments.problems import share_seen
 from study.experiments.results import columns, published_runs
 from study.experiments.why import (
-    EVERY_PAIR, KNOWN_PAIRS, SHARE_SEEDS, SHARE_WIDTHS, SHARES, SHUFFLES, edge, half, why,
+    EVERY_PAIR, KNOWN_PAIRS, SHARE_SEEDS, SHARE_WIDTHS, SHARES, SHUFFLES, edge, half, share_of_operation, why,
 )
 from study.experiments.why_figures import figures_of_why
 from study.experiments.why_optimizer import TENFOLD
@@ -151,8 +151,9 @@ def test_pairs_at_the_edge_are_told_from_those_inside(found):
     [pairs] = found["pairs"].values()
     assert pairs["score"]["value"] == pytest.approx(100 * 27 / 44)  # 28 of 45 pairs are inside, 5,7 too
     pairs = {name: edges for name, edges in pairs.items() if name != "score"}
-    assert {name: edge["pairs"] for name, edge in pairs.items()} == {"new": 34, "all": 45, "seen": 42}
-    for edges in pairs.values():
+    assert {name: edge["pairs"] for name, edge in pairs.items()} == {
+        "new": 34, "all": 45, "seen": 42, "sums": 34, "differences": 34}
+    for edges in (pairs[name] for name in ("new", "all", "seen")):
         assert edges["difference"] == -1 and edges["p"] < 0.001
         assert (edges["at_edge"], edges["inside"]) == (0, 100)
     even = {f"{a},{b}": float((a + b) % 2) for a in range(10) for b in range(a + 1, 10)}
@@ -222,6 +223,12 @@ def test_the_analyses_take_the_settings_that_the_experiments_have():
         for seed in SHARE_SEEDS}
     assert {run["shuffles"] for run in runs_of["changing_order"]} == {SHUFFLES}
     assert all(TENFOLD.items() <= run.items() for run in runs_of["long"])
+
+
+def test_sums_and_differences_of_a_pair_are_told_apart():
+    rows = [{**a_rule(30).rows[-1], "held_out_answers": "1+3=4 3+1=4 1-3=-2 3-1=1"}]
+    run = a_rule(30)._replace(rows=rows, results=columns(rows))
+    assert [share_of_operation([run], "1,3", sign) for sign in "+-"] == [1, 0.5]
 
 
 def test_a_draw_whose_curve_does_not_pass_the_half_counts_at_the_end_of_the_widths():

@@ -127,14 +127,20 @@ def test_a_best_pair_is_chosen_by_the_first_seeds_and_judged_by_the_later_ones()
     assert best["n28 (rate 0.02, weight decay 0.1), seeds from 6 on"] == 0
 
 
+def test_a_pair_with_later_seeds_alone_is_no_best_pair():
+    runs = {name: run for rate in (0.02, 0.03) for name, run in seeds_of(
+        "math_mini_28", 40, range(6, 12), weight_decay=1.0, learning_rate=rate, min_lr=rate / 100).items()}
+    assert list(why(PAPERS | runs)["best_pairs"]) == ["n28 (rate 0.01, weight decay 0.1)"]
+
+
 def test_the_best_pair_of_each_width_has_weight_decay(found):
     means = {pair: finding["value"] for pair, finding in found["best_pairs"].items()}
-    assert means.pop("n28 (rate 0.001, weight decay 3)") == 100
-    [(pair, mean)] = means.items()
-    assert pair.startswith("n56 ") and mean == 0  # n14 and n20 are not what the prediction is about
-    means = {pair: finding["value"] for pair, finding in found["best_pairs_from_0_003"].items()}
-    [n28] = [mean for pair, mean in means.items() if pair.startswith("n28 ")]
-    assert n28 == 50
+    assert means["n28 (rate 0.001, weight decay 3)"] == 100
+    assert {pair.split()[0]: mean for pair, mean in means.items()} == {"n14": 100, "n20": 50, "n28": 100,
+                                                                      "n56": 0}
+    predicted = {pair.split()[0]: finding["value"]
+                 for pair, finding in found["best_pairs_from_0_003"].items()}
+    assert predicted == {"n28": 50, "n56": 0}
 
 
 def test_a_cell_of_the_paper_alone_is_no_experiment_on_weight_decay():
@@ -186,6 +192,21 @@ def test_the_maps_show_the_means(found):
     assert figure.axes[2].images[0].get_array().tolist() == [
         [0] * 6, [0] * 6, [50] * 6, [100, 0, 0, 0, 0, 0]]
     figure.canvas.draw()
+
+
+def rates_of_widths(widths, seeds):
+    return {name: run for n in widths for rate in (0.01, 0.02) for name, run in seeds_of(
+        "math_mini_14", 20, seeds, n_embd=n, learning_rate=rate, min_lr=rate / 100).items()}
+
+
+def test_rates_are_drawn_from_three_runs_on():
+    figures = (figures_of_why(why(rates_of_widths([14], seeds))) for seeds in (range(1, 3), range(1, 4)))
+    assert ["rates" in figure for figure in figures] == [False, True]
+
+
+def test_every_width_is_drawn_however_many_there_are():
+    figure = figures_of_why(why(rates_of_widths(range(10, 24, 2), range(1, 4))))["rates"]
+    assert [text.get_text() for text in figure.legends[0].texts] == [f"n{n}" for n in range(10, 24, 2)]
 
 
 def test_the_findings_are_plain_data(found):

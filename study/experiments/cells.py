@@ -4,7 +4,7 @@ A finding is a dict. It says "what" it is of, and has one of
     right, total, interval         a share of runs and its 95% interval (Wilson)
     difference, interval, p, test  a minus b, its 95% interval, p of the test that is named or None
     value, interval, unit          an estimate and its 95% interval (bootstrap); unit: % or none
-    median, right, total           the runs' median, and how many have a value; None if fewer than half do
+    median, right, total           the runs' median, and how many have a value; None unless more than half do
     values, unit, quartiles        first quartile, median and third quartile of the runs' values
     values, mean                   their mean
     values                         the lowest and the highest
@@ -194,7 +194,7 @@ def score(what, groups):
     values = [np.mean(percents) for group in groups if (percents := percents_at_last(group, "held_out"))]
     return {"what": f"{what}: mean held-out score at the last evaluation", "unit": "%",
             "value": float(np.mean(values)) if values else None,
-            "interval": mean_interval(values) if len(values) > 1 else None}
+            "interval": mean_interval(values) if len(values) > 2 else None}
 
 
 def span(what, values):

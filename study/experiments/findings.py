@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from study.identity import kind_of
 from study.tasks import HELD_OUT
 from study.experiments.cells import (
     CRITERIA, MARGIN, SCORED, all_of, at_some, compared, corrected, no_difference, of_cell, paired_rates,
@@ -55,7 +56,6 @@ def findings(runs, unfinished=None):
         "paper_seed": {task: {panel: of_one_run(config, paper_seed.get(config))
                               for panel, config in configs.items()} for task, configs in CONFIGS.items()},
         "n28_against_n14": paired_scores("n28 minus n14: held-out score", math["n28"], math["n14"]),
-        "between": {f"n{n}": cell["generalizes"] for n, cell in by_width["math"].items() if 14 < n < 28},
         "weight_decay": {panel: against(f"{panel}: weight decay minus none", math[f"{panel}_wd"], math[panel])
                          for panel in SMALL},
         "both_against_math": paired_scores("n14, both minus arithmetic: held-out score", both["n14"],
@@ -219,9 +219,9 @@ def pairs(runs, paper_runs, paper):
         "all": sum(cell["generalizes"]["total"] for cell in cells.values()),
         "generalize": sum(cell["generalizes"]["right"] for cell in cells.values()),
         "pairs": len(cells), "runs": most,
-        "paper_of_same_seeds": rate_of("n14 without 5,7, the seeds of the other pairs",
-                                       [run for seed, run in paper_runs.items() if seed in seeds],
-                                       "generalizes"),
+        "paper_by_seeds": {name: score(f"n14 without 5,7, the {name} seeds as the other pairs",
+                                       [[run for seed, run in paper_runs.items() if (seed in seeds) == same]])
+                           for name, same in (("same", True), ("other", False))},
         "rarer": sum(change < 0 for change in differing),
         "more_frequent": sum(change > 0 for change in differing),
         "apart": {criterion: apart(of_pairs, criterion) for criterion in ("generalizes", "at_best")},
@@ -258,6 +258,6 @@ def steps(runs):
 def made_by(runs, step, precision, **settings):
     """{seed: Run} of n14 on arithmetic whose updates a step computed in a precision."""
     made = {seed: run for (seed,), run in varied(runs, N14, "seed", **settings).items()
-            if (run.info["step"].split(" (")[0], run.info["dtype"]) == (step, precision)}
+            if (kind_of(run.info["step"]), run.info["dtype"]) == (step, precision)}
     made.pop(PAPER_SEED, None)
     return made

@@ -40,8 +40,8 @@ def by_pair(runs):
 
 
 def is_pair(held_out):
-    """Whether one pair of two different digits is held out."""
-    return len(held_out) == 3 and held_out[0] != held_out[2]
+    """Whether one pair of two different digits is held out, the smaller one first."""
+    return len(held_out) == 3 and held_out[0] < held_out[2]
 
 
 def share_seen(held_out, **table):

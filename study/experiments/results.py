@@ -16,6 +16,7 @@ from study.tasks import COUNTED, GROUPS, HELD_OUT
 from model import GPT
 from study.update import gpt_config
 from study.device import describe
+from study.files import why_unreadable
 from study.run_folder import load_model, read_run_json
 from study.settings import defaults_of, run_config_file
 
@@ -53,8 +54,7 @@ def read_rows(path):
         # utf-8-sig: with or without a byte order mark.
         lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "it is not text")
-        raise StudyError(f"cannot read {path} ({reason}): it must be the results.csv of a run")
+        raise StudyError(f"cannot read {path} ({why_unreadable(error)}): it must be the results.csv of a run")
     if lines and not lines[-1].endswith("\n"):
         print(f"note: the last line of {path} is cut off and left out", file=sys.stderr)
         lines.pop()

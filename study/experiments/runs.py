@@ -32,13 +32,14 @@ from study.tasks import COUNTED, ProblemTable, arithmetic, table_of
 TRAIN = ROOT / "train_with_eval.py"
 DATA_DEFAULTS = {"line_seed": -1, **ProblemTable()._asdict(), "shuffles": 1}  # of the prepare.py scripts
 # Columns that a table has only where some run has another value.
-OPTIONAL = {"operations": "both", "max_operand": "9", "answer_seed": "-1", "shuffles": "1", "stored_bits": "",
-            "table_bits": ""}
+OPTIONAL = {"dataset": "", "operations": "both", "max_operand": "9", "answer_seed": "-1", "shuffles": "1",
+            "stored_bits": "", "table_bits": ""}
 RUNNERS = {"out_dir", "init_from", "overwrite", "device"}  # settings that the runs get from what makes them
 # What the columns mean. Scores are numbers of right samples, ten for each problem.
 SETTING_COLUMNS = {
     "run": "name of the run",
     "config": "config/train_<config>.py, whose settings are those of the run where no column says otherwise",
+    "dataset": "folder in data/ of the prepare.py that wrote the text, where it is not the config's",
     "n_embd": "width",
     "weight_decay": "AdamW's",
     "seed": "of the initial weights, the batches and the sampling",
@@ -237,9 +238,10 @@ def finished_run(name, settings, folder):
     results = columns(rows)
     identity = identity_of(info)
     parts = [*info["earlier_parts"], info]
-    table = table_of(info)
+    table, dataset = table_of(info), config_of(settings)["dataset"]
     row = DATA_DEFAULTS | data_settings(settings) | table._asdict() | read_info(folder) | identity | {
         "run": name, "config": settings["config"],
+        "dataset": "" if dataset == config_of({"config": settings["config"]})["dataset"] else dataset,
         **{key: info[key] for key in ("step", "digest", "commit")},
         **scores_of(results),
         "seconds": round(sum(sum(part["seconds"].values()) for part in parts), 1),

@@ -7,13 +7,14 @@ from study.tasks import table_of
 
 N14 = "math_mini_14"  # whose settings the runs on why have but for their axes
 PAPER_SEED = 1337  # of the paper's runs and of the configs; "the seeds" are all others
+AUTO_DTYPES = {"cpu": ["float32"], "mps": ["float32"], "cuda": ["bfloat16", "float16"]}  # of setup_device()
 
 
 def varied(runs, config, *axes, **settings):
     """{values of the axes: Run} of the runs that differ from a config's run in `axes` alone, sorted.
 
     runs: {name: Run} of the tables.
-    settings: over those of the config. "auto" there matches any value.
+    settings: over those of the config. "auto" there matches any value, but as dtype only what it stands for.
     If two runs have the same settings, the first one counts.
     """
     if not config_file({"config": config}).exists():
@@ -24,9 +25,16 @@ def varied(runs, config, *axes, **settings):
     found = {}
     for run in runs.values():
         row = settings_of_row(run.info["config"], tuple(run.info.items()))
-        if all(key in axes or value in ("auto", row.get(key)) for key, value in wanted.items()):
+        if all(key in axes or matches(key, value, row) for key, value in wanted.items()):
             found.setdefault(tuple(row[axis] for axis in axes), run)
     return dict(sorted(found.items()))
+
+
+def matches(key, value, row):
+    """Whether a row of settings_of_row() has a value of a setting."""
+    if (key, value) == ("dtype", "auto"):
+        return row.get("dtype") in AUTO_DTYPES.get(row.get("device"), [])
+    return value in ("auto", row.get(key))
 
 
 @functools.cache  # each selection goes through all rows
@@ -40,8 +48,6 @@ def settings_of_row(config, columns):
     row = settings | {key: as_type_of(settings[key], text) for key, text in columns.items()}
     if row["data_seed"] == row["seed"]:
         row["data_seed"] = -1
-    for axis in DATA_DEFAULTS:  # the folder of another text is named after its settings
-        row["dataset"] = row["dataset"].split(f"_{axis}_")[0]
     return row
 
 
@@ -50,6 +56,15 @@ def as_type_of(default, text):
     if text in ("True", "False"):
         return text == "True"
     return type(default)(text)
+
+
+def random_tables(runs, *axes):
+    """{values of the axes: runs} of the runs on random tables that differ from N14 in the axes and seeds."""
+    cells = {}
+    for (*key, answer_seed, _), run in varied(runs, N14, *axes, "answer_seed", "seed").items():
+        if answer_seed >= 0:
+            cells.setdefault(tuple(key), []).append(run)
+    return cells
 
 
 def seeds_of(runs, config, *axes, **settings):

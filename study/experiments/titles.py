@@ -1,11 +1,12 @@
 """The figures of many runs: their names, their titles, and what each needs to be drawn."""
 
 from study.experiments.why import whole
+from study.experiments.why_optimizer import with_runs
 from study.experiments.widths import NARROWEST
 
 
 def _has_runs(task):
-    return lambda found: any(cell["runs"] for cell in found[task].values())
+    return lambda found: any(cell["runs"] for model, cell in found[task].items() if "MLT" not in model)
 
 
 def _has_widths(found):
@@ -37,7 +38,7 @@ FIGURES_OF_WHY = {
               lambda why: why["times"]),
     "tables": ("The width at which generalization ends over the width that holds half of a random table",
                lambda why: whole(why["tables"]["by_table"])),
-    "rates": ("Held-out score over the learning rate", lambda why: why["rates"]),
+    "rates": ("Held-out score over the learning rate", lambda why: with_runs(why["rates"])),
     "decays": ("Held-out score by learning rate and weight decay", lambda why: why["decays"]),
     "changing_order": ("Held-out score with the paper's text and with changing orders",
                        lambda why: why["order"]["by_width"]),

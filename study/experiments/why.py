@@ -5,6 +5,7 @@ its file in experiments/ names. Its outcome is the share of held-out samples rig
 why_optimizer.py has the analyses of the optimizer.
 """
 
+import functools
 import itertools
 import math
 
@@ -13,14 +14,14 @@ import numpy as np
 from study.experiments.cells import (
     corrected, mean, paired, paired_scores, percents_at_last, score, span, spread,
 )
-from study.experiments.problems import is_pair, share_seen
+from study.experiments.problems import is_pair, problems_of, share_seen
 from study.experiments.results import first_evaluation_with, right_and_total
-from study.experiments.select import N14, seeds_by, seeds_of, varied
+from study.experiments.select import N14, random_tables, seeds_by, seeds_of, varied
 from study.experiments.statistics import bootstrap, half_width
-from study.experiments.why_optimizer import SEEDS, best_pairs, decays, longer, rates
+from study.experiments.why_optimizer import SEEDS, WIDE, best_pairs, decays, longer, rates
 from study.experiments.widths import NARROWEST
 from study.scoring import NUM_SAMPLES
-from study.tasks import HELD_OUT, table_of
+from study.tasks import HELD_OUT, arithmetic_text, table_of
 
 # Settings of the runs in experiments/, which a test holds to its files.
 SHUFFLES = 50  # changing_order.py
@@ -39,21 +40,12 @@ def why(runs):
     others = [cell for cell in of_rates.get("n28", {}).values() if cell["against"] and cell["runs"] >= SEEDS]
     return {"capacity": capacity(runs), "times": times(runs), "tables": tables(runs), "rates": of_rates,
             "best_rate": max(others, key=lambda cell: cell["held_out"]["mean"], default=None),
-            "decays": of_decays, "best_pairs": best_pairs(of_decays),
-            "best_pairs_from_0_003": best_pairs(of_decays, least_rate=0.003),
+            "decays": of_decays, "best_pairs": best_pairs(of_decays, of_decays),
+            "best_pairs_from_0_003": best_pairs(of_decays, WIDE, least_rate=0.003),
             "longer": of_longer, "longer_against": {n: cell["against"] for n, cell in of_longer.items()},
             "longer_scores": {f"{n}, weight decay {cell['decay']:g},": cell["score"]
                               for n, of_width in of_longer.items() for cell in of_width["by_decay"].values()},
             "order": order(runs), "pairs": pairs(runs), "shares": shares(runs)}
-
-
-def random_tables(runs):
-    """{n: runs} of random tables with the paper's settings."""
-    cells = {}
-    for (n, answer_seed, _), run in varied(runs, N14, "n_embd", "answer_seed", "seed").items():
-        if answer_seed >= 0:
-            cells.setdefault(n, []).append(run)
-    return cells
 
 
 def at_last(cells, what):
@@ -94,13 +86,12 @@ def ratio(what, memory, rule):
 
 def capacity(runs):
     """What models hold of a random table, beside what they have of the true one (experiments/capacity.py)."""
-    cells = random_tables(runs)
+    cells = {n: cell for (n,), cell in random_tables(runs, "n_embd").items()}
     true = {n: cell for n, cell in seeds_by("n_embd", runs, N14).items() if n >= NARROWEST}
     by_width = {}
     for n, cell in cells.items():
-        measured = [run.info for run in cell if run.info.get("stored_bits")]
-        bits = [float(info["stored_bits"]) for info in measured]
-        each = [float(info["stored_bits"]) / int(info["num_params"]) for info in measured]
+        bits = [float(run.info["stored_bits"]) for run in cell]
+        each = [float(run.info["stored_bits"]) / int(run.info["num_params"]) for run in cell]
         by_width[f"n{n}"] = {
             "runs": len(cell),
             "table": mean(f"n{n}: percent of a random table", percents_at_last(cell, "trained")),
@@ -109,8 +100,7 @@ def capacity(runs):
             "held_out": mean(f"n{n}: percent of held_out", percents_at_last(true.get(n, []), "held_out")),
         }
     memory, rule = at_last(cells, "trained"), at_last(true, "held_out") if cells else {}
-    table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell
-                  if run.info.get("table_bits")]
+    table_bits = [float(run.info["table_bits"]) for cell in cells.values() for run in cell]
     # What was planned at first: five tables a width, without n11 and n13.
     planned = {n: shares[:5] for n, shares in memory.items() if n not in (11, 13)}
     return {
@@ -144,7 +134,7 @@ def times(runs):
                       "trained": until(f"n{n}, trained problems", true.get(n, []), "trained"),
                       "held_out": until(f"n{n}, held-out problems", true.get(n, []), "held_out"),
                       **learning_curve(true.get(n, []))}
-            for n, cell in random_tables(runs).items()}
+            for (n,), cell in random_tables(runs, "n_embd").items()}
 
 
 def learning_curve(cell):
@@ -159,7 +149,7 @@ def learning_curve(cell):
 
 
 def until(what, cell, column):
-    """Median over the runs of the first evaluation with 90% right; None if fewer than half get there."""
+    """Median over the runs of the first evaluation with 90% right; None unless more than half get there."""
     first = []
     for run in cell:
         at = first_evaluation_with(run.results, column, 0.9)
@@ -174,13 +164,13 @@ def tables(runs):
     (experiments/table_size.py)."""
     axes = ("operations", "max_operand", "answer_seed", "held_out", "line_seed", "block_size", "n_embd")
     cells = {}
-    for (operations, most, answers, pairs, lines, _, n, seed), run in varied(
+    for (operations, most, answers, pairs, lines, block_size, n, seed), run in varied(
             runs, N14, *axes, "seed").items():
         count = pairs.count(";") + 1
         if lines != seed or answers not in (-1, seed) or count > math.comb(most + 1, 2):
             continue
         drawn = table_of({"held_out": f"{count} pairs of seed {seed}", "max_operand": most}).held_out
-        if pairs == drawn:  # as the experiment draws them, unlike 5,7
+        if pairs == drawn and block_size == line_length(operations, most):  # as in the experiment
             table = cells.setdefault((operations, most), {"memory": {}, "rule": {}})
             table["rule" if answers == -1 else "memory"].setdefault(n, []).append(run)
     found = {}
@@ -212,6 +202,12 @@ def tables(runs):
         "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
         "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
     }
+
+
+@functools.cache
+def line_length(operations, max_operand):
+    """Characters of a line of a table, with its newline."""
+    return arithmetic_text(0, operations=operations, max_operand=max_operand, held_out="none").index("\n") + 1
 
 
 def ends(what, numbers):
@@ -271,7 +267,10 @@ def order(runs):
 
 def pairs(runs):
     """{n: {which pairs: those at the edge against those inside, "score" of all but the paper's}}, once all
-    have runs (experiments/all_pairs.py)."""
+    have runs (experiments/all_pairs.py).
+
+    Sums and differences apart are of the new pairs: shares of runs whose most frequent answer is right.
+    """
     found = {}
     for n, most in EVERY_PAIR.items():
         cells = {pair: [run for seed, run in of_seed.items() if seed <= most]
@@ -284,9 +283,20 @@ def pairs(runs):
                 name: edge(f"n{n}, {name} pairs", {pair: means[pair] for pair in of_set})
                 | {"runs": span(f"n{n}, {name} pairs: runs of a pair", [len(cells[pair]) for pair in of_set])}
                 for name, of_set in sets.items()}
+            runs_of_new = found[f"n{n}"]["new"]["runs"]
+            for name, sign in (("sums", "+"), ("differences", "-")):
+                shares = {pair: share_of_operation(cells[pair], pair, sign) for pair in sets["new"]}
+                found[f"n{n}"][name] = edge(f"n{n}, {name} of new pairs", shares) | {"runs": runs_of_new}
             found[f"n{n}"]["score"] = score(f"n{n} without other pairs",
                                             [cells[pair] for pair in means if pair != HELD_OUT])
     return found
+
+
+def share_of_operation(cell, pair, sign):
+    """The share of a pair's two sums ("+") or differences ("-") that are right, over its runs."""
+    answers = {problem: answer for problem, answer in problems_of(pair).items() if sign in problem}
+    return np.mean([run.results["held_out_answers"][-1].get(problem) == answer
+                    for run in cell for problem, answer in answers.items()])
 
 
 def edge(what, means):

@@ -1,5 +1,7 @@
 """Draw what why() found: capacity, sizes of the table, rates and weight decay, orders and shares."""
 
+from itertools import cycle
+
 import numpy as np
 
 from study.experiments.figures import (
@@ -8,7 +10,7 @@ from study.experiments.figures import (
 )
 from study.experiments.titles import FIGURES_OF_WHY, drawn
 from study.experiments.why import whole
-from study.experiments.why_optimizer import rates_of
+from study.experiments.why_optimizer import rates_of, with_runs
 
 
 def figures_of_why(found):
@@ -17,7 +19,8 @@ def figures_of_why(found):
         "capacity": lambda: plot_capacity(found["capacity"]["by_width"]),
         "times": lambda: plot_times(found["times"]),
         "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
-        "rates": lambda: plot_rates(found["rates"]), "decays": lambda: plot_decays(found["decays"]),
+        "rates": lambda: plot_rates(with_runs(found["rates"])),
+        "decays": lambda: plot_decays(found["decays"]),
         "changing_order": lambda: plot_order(found["order"]["by_width"]),
         "held_out_share": lambda: plot_shares(found["shares"]["by_width"]),
     }
@@ -58,7 +61,7 @@ def plot_times(found):
                 linewidth=1.2, label=label)
     ax.set_yscale("log")
     ax.set_yticks([1000, 2000, 5000, 10_000, 20_000], ["1k", "2k", "5k", "10k", "20k"])
-    ax.set_ylabel("iterations until 90% right\n(median, if half get there)")
+    ax.set_ylabel("iterations until 90% right\n(median, if more than half get there)")
     label_widths(ax)
     ax.set_xlim(9, 62)
     ax.legend(loc="upper right")
@@ -82,7 +85,7 @@ def plot_tables(found):
     ends = np.array([4, 64])
     ax.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--", label="equal widths")
     by_width = sorted(found.items(), key=lambda item: item[1]["n_mem"]["value"])
-    for (name, table), marker in zip(by_width, "osD^vP*X"):
+    for (name, table), marker in zip(by_width, cycle("osD^vP*X")):
         (x, (left, right)), (y, (low, high)) = ((table[key]["value"], table[key]["interval"])
                                                 for key in ("n_mem", "n_gen"))
         x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
@@ -99,13 +102,10 @@ def plot_tables(found):
 
 
 def plot_rates(found):
-    """Held-out score over the largest learning rate, for each width; a rate needs three runs to be drawn."""
+    """Held-out score over the largest learning rate, for each width."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
-    found = {name: {key: cell for key, cell in cells.items() if cell["runs"] > 2}
-             for name, cells in found.items()}
-    found = {name: cells for name, cells in found.items() if len(cells) > 1}
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
-    for (name, cells), color, marker in zip(found.items(), colors, "os^Dv"):
+    for (name, cells), color, marker in zip(found.items(), colors, cycle("os^Dv")):
         draw_means(ax, {cell["rate"]: cell["held_out"] for cell in cells.values()}, name, color, marker)
     ax.set_xscale("log")
     ticks = sorted({cell["rate"] for cells in found.values() for cell in cells.values()})
@@ -156,7 +156,7 @@ def plot_shares(found):
     """Held-out score over the number of pairs that are held out, for each width, with 95% intervals."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
-    for (name, cell), color, marker in zip(found.items(), colors, "os^Dv"):
+    for (name, cell), color, marker in zip(found.items(), colors, cycle("os^Dv")):
         scores = {int(count): of_count for count, of_count in cell["by_count"].items()
                   if of_count["value"] is not None}
         values = np.array([of_count["value"] for of_count in scores.values()])

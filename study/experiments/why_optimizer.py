@@ -4,7 +4,7 @@ import math
 
 from study.experiments.cells import corrected, mean, paired_scores, percents_at_last, rate_of, score
 from study.experiments.results import right_and_total
-from study.experiments.select import N14, seeds_of
+from study.experiments.select import N14, random_tables, seeds_of
 
 # The schedule of experiments/long.py: the paper's, ten times as long.
 TENFOLD = {"max_iters": 300_000, "warmup_iters": 20_000, "lr_decay_iters": 250_000, "eval_interval": 2_500}
@@ -26,12 +26,12 @@ def by_rate(runs, *axes):
 
 def rates(runs):
     """{n: {rate: cell}} of learning rates (experiments/optimizer.py)."""
-    cells, random, found = {}, {}, {}
+    cells, found = {}, {}
     for (n, rate), of_seed in by_rate(runs, "n_embd").items():
         cells.setdefault(n, {})[rate] = of_seed
-    for (n, answer_seed, rate), of_seed in by_rate(runs, "n_embd", "answer_seed").items():
-        if answer_seed >= 0:
-            random.setdefault((n, rate), []).extend(of_seed.values())
+    random = {(n, rate): cell
+              for (n, rate, least), cell in random_tables(runs, "n_embd", "learning_rate", "min_lr").items()
+              if math.isclose(least, rate / 100)}
     for n, of_rate in cells.items():
         if len(of_rate) < 2:
             continue
@@ -47,6 +47,13 @@ def rates(runs):
             "generalizes": rate_of(f"n{n} at {rate:g}", cell.values(), "generalizes"),
         } for rate, cell in of_rate.items()}
     return found
+
+
+def with_runs(found):
+    """What a figure can show of rates(): widths of two or more rates that have three or more runs each."""
+    cells = {n: {key: cell for key, cell in of_rate.items() if cell["runs"] > 2}
+             for n, of_rate in found.items()}
+    return {n: of_rate for n, of_rate in cells.items() if len(of_rate) > 1}
 
 
 def decays(runs):
@@ -66,7 +73,7 @@ def decays(runs):
         found.setdefault(f"n{n}", {})[key_of(decay)] = {
             "decay": decay, "against": against.get((n, decay)),
             "rates": {key_of(rate): {
-                "rate": rate, "runs": len(cell),
+                "rate": rate, "runs": len(cell), "first_runs": sum(seed <= SEEDS for seed in cell),
                 "score": score(f"{what}, rate {rate:g}", [[run] for run in cell.values()]),
                 "first": score(f"{what}, rate {rate:g}, seeds to {SEEDS}",
                                [[run] for seed, run in cell.items() if seed <= SEEDS]),
@@ -88,8 +95,8 @@ def rates_of(found):
                    for cell in of_rate["rates"].values()})
 
 
-def best_pairs(found, least_rate=0.0):
-    """{n28 or n56, with rate and weight decay: the highest score that decays() has with weight decay}.
+def best_pairs(found, widths, least_rate=0.0):
+    """{a width, with rate and weight decay: the highest score that decays() has with weight decay}.
 
     It is that of the first SEEDS seeds; cells of fewer runs do not count. The highest of many means is likely
     too high, and its interval does not allow for that. So the score of the later seeds comes second, if there
@@ -97,12 +104,12 @@ def best_pairs(found, least_rate=0.0):
     """
     best = {}
     for name, of_decay in found.items():
-        if name not in WIDE:
+        if name not in widths:
             continue
         pairs = [(cell, f"{name} (rate {cell['rate']:g}, weight decay {of_rate['decay']:g})")
                  for of_rate in of_decay.values() if of_rate["decay"]
                  for cell in of_rate["rates"].values()
-                 if cell["rate"] >= least_rate and cell["runs"] >= SEEDS]
+                 if cell["rate"] >= least_rate and cell["first_runs"] == SEEDS]
         if pairs:
             cell, pair = max(pairs, key=lambda pair: pair[0]["first"]["value"])
             best[pair] = cell["first"]

@@ -35,7 +35,7 @@ def capacity(found):
 def times(found):
     heading = ["n", "random table", "trained problems", "held-out problems",
                "largest mean held-out score, % (its iteration)"]
-    title = "Iterations until 90% are right: median if half of the runs get there (how many do)"
+    title = "Iterations until 90% are right: median if more than half of the runs get there (how many do)"
     return table(title, heading, [
         [n, *(f"{text_of(cell[key]) or '–'} ({cell[key]['right']} of {cell[key]['total']})"
               for key in ("random", "trained", "held_out")),
@@ -45,7 +45,7 @@ def times(found):
 
 def sizes(found):
     heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %",
-               "trained, from n_gen on, mean %"]
+               "trained, first width from n_gen on, mean %"]
     return table("Widths at half, for each table", heading, [
         [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
          text_of_mean(cell["most"]), cell["trained"]] for name, cell in found.items()])
@@ -100,7 +100,8 @@ def order(found):
 
 
 def pairs(found):
-    names = {"new": "new pairs", "all": "all", "seen": "those whose answers other lines have"}
+    names = {"new": "new pairs", "all": "all", "seen": "those whose answers other lines have",
+             "sums": "sums of new pairs", "differences": "differences of new pairs"}
     heading = ["n", "pairs", "number", "runs of a pair", "those with 0 or 9, mean %", "the others, mean %",
                "difference"]
     return table("Held-out pairs at the edge of the table and inside", heading, [
