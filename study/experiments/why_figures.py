@@ -102,7 +102,7 @@ def plot_tables(found):
 
 
 def plot_rates(found):
-    """Held-out score over the largest learning rate, for each width."""
+    """Held-out score over the peak learning rate, for each width."""
     figure, ax = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found)))
     for (name, cells), color, marker in zip(found.items(), colors, cycle("os^Dv")):
@@ -111,7 +111,7 @@ def plot_rates(found):
     ticks = sorted({cell["rate"] for cells in found.values() for cell in cells.values()})
     ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="largest learning rate", ylabel="held-out samples right\nat the last evaluation (%)",
+    ax.set(xlabel="peak learning rate", ylabel="held-out samples right\nat the last evaluation (%)",
            ylim=(-3, 105))
     ax.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4).set_title(
@@ -133,7 +133,7 @@ def plot_decays(found):
         draw_cells(ax, table, most=100, text="{:.0f}", origin="lower")
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=90)
         ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-        ax.set(title=f"{name}: held out, mean %", xlabel="largest learning rate")
+        ax.set(title=f"{name}: held out, mean %", xlabel="peak learning rate")
     axes[0, 0].set_ylabel("weight decay")
     return figure
 

@@ -18,7 +18,7 @@ def key_of(value):
 
 
 def by_rate(runs, *axes):
-    """{(values of the axes, largest rate): {seed: Run}} where the smallest rate is a hundredth of it."""
+    """{(values of the axes, peak rate): {seed: Run}} where the final rate is a hundredth of it."""
     return {(*key, rate): of_seed
             for (*key, rate, least), of_seed in seeds_of(runs, N14, *axes, "learning_rate", "min_lr").items()
             if math.isclose(least, rate / 100)}
@@ -90,7 +90,7 @@ def pool(cells):
 
 
 def rates_of(found):
-    """All largest rates of decays()."""
+    """All peak rates of decays()."""
     return sorted({cell["rate"] for of_decay in found.values() for of_rate in of_decay.values()
                    for cell in of_rate["rates"].values()})
 

@@ -45,14 +45,14 @@ def times(found):
 
 def sizes(found):
     heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %",
-               "trained, first width from n_gen on, mean %"]
-    return table("Widths at half, for each table", heading, [
+               "trained problems right at the first width of n_gen or more, mean %"]
+    return table("Where a random table and the held-out score pass one half, for each table", heading, [
         [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
          text_of_mean(cell["most"]), cell["trained"]] for name, cell in found.items()])
 
 
 def rates(found):
-    heading = ["n", "largest rate", "runs", "held-out score", "trained, mean %", "random table, mean %",
+    heading = ["n", "peak rate", "runs", "held-out score", "trained, mean %", "random table, mean %",
                "generalize", "held out, minus that at 0.01"]
     return table("Learning rates, at the last evaluation", heading, [
         [n, f"{cell['rate']:g}",
@@ -70,7 +70,7 @@ def decays(found):
                          *(mean_of(means[rate]) if rate in means else None for rate in columns),
                          cell["against"]])
     heading = ["n", "weight decay", *(f"{rate:g}" for rate in columns), "all rates, minus no weight decay"]
-    return table("Held out, mean % at the last evaluation, by largest rate (with the runs where they are not "
+    return table("Held out, mean % at the last evaluation, by peak rate (with the runs where they are not "
                  f"{SEEDS})", heading, rows)
 
 
