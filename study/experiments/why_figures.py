@@ -61,7 +61,7 @@ def plot_times(found):
                 linewidth=1.2, label=label)
     ax.set_yscale("log")
     ax.set_yticks([1000, 2000, 5000, 10_000, 20_000], ["1k", "2k", "5k", "10k", "20k"])
-    ax.set_ylabel("iterations until 90% right\n(median, if more than half get there)")
+    ax.set_ylabel("iterations until 90% right\n(median, if most get there)")
     label_widths(ax)
     ax.set_xlim(9, 62)
     ax.legend(loc="upper right")
