@@ -64,7 +64,8 @@ def test_experiments_share_the_names_of_equal_runs():
 
 def test_the_experiments_are_the_ones_of_the_study():
     expected = {"map": 25 * 20 + 2 * 12 * 3, "mlt": 6, "orders": 100, "pairs": 100, "paper": 18 + 13,
-                "seeds": 2 * 200 + 12 * 10, "steps": 60, "capacity": 75 + 25, "table_size": 8 * 11 * 5 * 2,
+                "seeds": 2 * 200 + 12 * 10, "steps": 60, "capacity": 75 + 25,
+                "table_size": 8 * 11 * 5 * 2 + 15,
                 "changing_order": 180, "all_pairs": 44 * 15, "held_out_share": 300, "long": 30,
                 "optimizer": 175 + 4 * 6 * 3 * 5 - 3 * 5 + 50}
     assert expected == {name: len(runs_of(ROOT / f"experiments/{name}.py")) for name in expected}
@@ -117,6 +118,14 @@ def test_runs_are_made_complete_resumed_skipped_and_tabulated(project, monkeypat
     info = json.loads((tmp_path / "runs/one/run.json").read_text())
     assert info["iter_num"] == 5 and [part["iter_num"] for part in info["earlier_parts"]] == [3]
     assert [row["run"] for row in tables(tmp_path / "mine")[0]] == ["one"]
+
+
+def test_a_run_on_another_text_than_its_configs_says_so(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    settings = {"config": "math_mini_14", "max_iters": 3}
+    experiment = {"one": settings, "two": settings | {"dataset": "both_math_and_facts"}}
+    assert run_experiment.run_all(experiment, tmp_path, tmp_path / "mine", "cpu", 2) == []
+    assert [row["dataset"] for row in tables(tmp_path / "mine")[0]] == ["", "both_math_and_facts"]
 
 
 def test_where_a_run_cannot_be_forked_it_is_the_same(project, monkeypatch, tmp_path):

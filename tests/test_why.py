@@ -16,6 +16,7 @@ from study.experiments.why import (
 )
 from study.experiments.why_figures import figures_of_why
 from study.experiments.why_optimizer import TENFOLD
+from study.experiments.why_tables import tables_of_why
 from study.settings import run_config_file
 from study.tasks import table_of
 
@@ -145,6 +146,19 @@ def test_the_slope_is_one_where_the_end_moves_with_the_table(found):
     assert tables["slope"]["value"] == pytest.approx(1, abs=0.05) and tables["slope"]["tables"] == 4
     assert tables["ratios"]["values"] == pytest.approx([2, 2], abs=0.1)
     assert tables["problems"]["values"] == [50, 800]
+    widest = tables["widest"]["both_12"]
+    assert (widest["n"], widest["memory"]["mean"], widest["rule"]["mean"]) == (37, 100, 0)
+
+
+def test_a_table_whose_score_stays_above_half_has_no_end():
+    runs = {}
+    for seed in (1, 2, 3):
+        held_out = table_of({"held_out": f"1 pairs of seed {seed}"}).held_out
+        for n in (8, 16):
+            runs |= made(a_rule(40), N14, n_embd=n, seed=seed, line_seed=seed, held_out=held_out)
+    found = why(runs)
+    assert found["tables"]["by_table"]["both to 9"]["above_half"] == 16
+    assert "| above 16 |" in tables_of_why(found)["tables"]
 
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):

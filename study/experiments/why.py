@@ -186,22 +186,33 @@ def tables(runs):
             "problems": (most + 1) ** 2 * (1 + (operations == "both")),
             "runs": sum(map(len, (*memory.values(), *rule.values()))),
             "n_mem": half(f"{name}, random", memory), "n_gen": n_gen,
+            "above_half": max(falls) if falls and n_gen["value"] is None else None,  # the widest that was run
             "trained": mean(f"{name}: percent of the trained problems at the first width from n_gen on",
                             [100 * share for share in trained.get(next_width, [])]),
             "ratio": ratio(name, memory, falls), "most": None if peak is None else 100 * peak,
             "memory": memory, "rule": rule,
         }
+    widest = {name.replace(" to ", "_"): at_widest(name, table["memory"], table["rule"])
+              for name, table in found.items()}
     slope, of_both = slope_of(found), whole(found)
     others = [slope_of({name: table for name, table in found.items() if name != left_out})
               for left_out in of_both] if slope["tables"] > 3 else []
     return {
-        "by_table": found, "slope": slope,
+        "by_table": found, "widest": widest, "slope": slope,
         "slope_without_one": ends("slope without one of the tables", [other["value"] for other in others]),
         "intervals_without_one": ends("ends of its intervals",
                                       [bound for other in others for bound in other["interval"]]),
         "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
         "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
     }
+
+
+def at_widest(name, memory, rule):
+    """What the widest width that was trained on both has of the random table and of the held-out problems."""
+    n = max(memory.keys() & rule.keys(), default=None)
+    return {"n": n, **{key: mean(f"{name}, n{n}: percent of {what}", [100 * share for share in of.get(n, [])])
+                       for key, what, of in (("memory", "the random table", memory),
+                                             ("rule", "the held-out problems", rule))}}
 
 
 @functools.cache

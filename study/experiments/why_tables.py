@@ -47,7 +47,8 @@ def sizes(found):
     heading = ["table", "problems", "runs", "n_mem", "n_gen", "n_gen / n_mem", "largest held-out mean, %",
                "trained problems right at the first width of n_gen or more, mean %"]
     return table("Where a random table and the held-out score pass one half, for each table", heading, [
-        [name, *(cell[key] for key in ("problems", "runs", "n_mem", "n_gen", "ratio")),
+        [name, cell["problems"], cell["runs"], cell["n_mem"],
+         f"above {cell['above_half']}" if cell["above_half"] else cell["n_gen"], cell["ratio"],
          text_of_mean(cell["most"]), cell["trained"]] for name, cell in found.items()])
 
 
