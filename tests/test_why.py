@@ -12,11 +12,12 @@ from study.experiments.floors import floors
 from study.experiments.problems import share_seen
 from study.experiments.results import columns, published_runs
 from study.experiments.why import (
-    EVERY_PAIR, KNOWN_PAIRS, SHARE_SEEDS, SHARE_WIDTHS, SHARES, SHUFFLES, edge, half, share_of_operation, why,
+    EVERY_PAIR, KNOWN_PAIRS, SHARE_SEEDS, SHARE_WIDTHS, SHARES, SHUFFLES, edge, half, share_of_operation,
+    slope_of, why,
 )
 from study.experiments.why_figures import figures_of_why
 from study.experiments.why_optimizer import TENFOLD
-from study.experiments.why_tables import tables_of_why
+from study.experiments.why_tables import sizes
 from study.settings import run_config_file
 from study.tasks import table_of
 
@@ -156,9 +157,18 @@ def test_a_table_whose_score_stays_above_half_has_no_end():
         held_out = table_of({"held_out": f"1 pairs of seed {seed}"}).held_out
         for n in (8, 16):
             runs |= made(a_rule(40), N14, n_embd=n, seed=seed, line_seed=seed, held_out=held_out)
-    found = why(runs)
-    assert found["tables"]["by_table"]["both to 9"]["above_half"] == 16
-    assert "| above 16 |" in tables_of_why(found)["tables"]
+    tables = why(runs)["tables"]
+    assert tables["by_table"]["both to 9"]["above_half"] == 16
+    assert "| above 16 |" in sizes(tables["by_table"])
+
+
+def test_a_slope_can_put_the_end_of_such_a_table_at_its_widest_width(found):
+    found = dict(found["tables"]["by_table"])
+    largest = found["both to 19"]
+    rule = {n: 3 * [1.0] for n in largest["rule"]}  # at every width up to 55, where the random table has 27
+    found["both to 19"] = largest | {"rule": rule, "above_half": max(rule), "n_gen": half("", rule, True)}
+    assert slope_of(found)["tables"] == 3 and slope_of(found, censored=True)["tables"] == 4
+    assert slope_of(found, censored=True)["value"] == pytest.approx(1, abs=0.05)
 
 
 def test_pairs_at_the_edge_are_told_from_those_inside(found):

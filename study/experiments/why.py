@@ -53,12 +53,12 @@ def at_last(cells, what):
     return {key: [percent / 100 for percent in percents_at_last(cell, what)] for key, cell in cells.items()}
 
 
-def of_widths(what, function, *curves):
+def of_widths(what, function, *curves, censored=False):
     """function(half_width() of each curve), with its bootstrap interval over the runs.
 
     curves: ({n: shares}, whether it falls). In a draw, a curve that does not pass the half counts as passing
-    it at the end of its widths. The value is None if a curve does not pass it, and the interval if a width
-    has fewer than three runs.
+    it at the end of its widths. If censored, it does so in the value too; else the value is None then. The
+    interval is None if a width has fewer than three runs.
     """
     def of(groups, censored=True):
         groups = iter(groups)
@@ -66,7 +66,7 @@ def of_widths(what, function, *curves):
                           for cells, falling in curves))
 
     groups = [group for cells, _ in curves for group in cells.values()]
-    value = of(groups, censored=False) if all(cells for cells, _ in curves) else math.nan
+    value = of(groups, censored) if all(cells for cells, _ in curves) else math.nan
     if math.isnan(value):
         return {"what": what, "value": None, "interval": None}
     return {"what": what, "value": value,
@@ -198,7 +198,7 @@ def tables(runs):
     others = [slope_of({name: table for name, table in found.items() if name != left_out})
               for left_out in of_both] if slope["tables"] > 3 else []
     return {
-        "by_table": found, "widest": widest, "slope": slope,
+        "by_table": found, "widest": widest, "slope": slope, "slope_censored": slope_of(found, censored=True),
         "slope_without_one": ends("slope without one of the tables", [other["value"] for other in others]),
         "intervals_without_one": ends("ends of its intervals",
                                       [bound for other in others for bound in other["interval"]]),
@@ -232,16 +232,23 @@ def whole(found):
             if table["n_mem"]["interval"] and table["n_gen"]["interval"]}
 
 
-def slope_of(found):
-    """Slope of log n_gen over log n_mem, over the tables of whole(), if there are three or more."""
-    of_both = whole(found).values()
+def slope_of(found, censored=False):
+    """Slope of log n_gen over log n_mem, over the tables of whole(), if there are three or more.
+
+    censored: also over those whose score stays above half, with the widest width that was run as n_gen. Their
+    n_gen is larger, if they have one.
+    """
+    of_both = [table for name, table in found.items()
+               if name in whole(found) or censored and table["above_half"] and table["n_mem"]["interval"]]
     curves = [(table[kind], kind == "rule") for table in of_both for kind in ("memory", "rule")]
 
     def slope(*widths):
         return float(np.polyfit(np.log(widths[::2]), np.log(widths[1::2]), 1)[0])
 
     what = "slope of log n_gen over log n_mem"
-    finding = of_widths(what, slope, *curves) if len(of_both) > 2 else {"what": what, "value": None}
+    finding = {"what": what, "value": None}
+    if len(of_both) > 2:
+        finding = of_widths(what, slope, *curves, censored=censored)
     return {"interval": None} | finding | {"tables": len(of_both)}
 
 
