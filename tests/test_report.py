@@ -147,10 +147,13 @@ def test_what_the_results_say_in_words_is_what_the_published_tables_give():
     # learning rates
     others = [cell for cell in found["why"]["rates"]["n28"].values() if cell["rate"] != 0.01]
     assert len(others) == 5 and all(cell["generalizes"]["right"] == 0 for cell in others)
-    # the table's size, what is still to be run
+    # the table's size
     low, high = found["why"]["tables"]["slope"]["interval"]
     assert 0.5 < low < 1 < high and found["why"]["order"]["ratio"]["interval"][1] < 1.15
-    assert not any("19" in name for name in found["why"]["tables"]["by_table"])
+    assert found["why"]["tables"]["censored"]["slope"]["interval"][0] > 1
+    sums = found["why"]["tables"]["widest"]["add_19"]
+    assert sums["memory"]["mean"] > 95 and f"still answers {sums['rule']['mean']:.0f}%" in README
+    assert all(found["why"]["tables"]["by_table"][f"{name} to 19"]["above_half"] for name in ("add", "both"))
 
 
 def share(rate):

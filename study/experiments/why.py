@@ -192,27 +192,43 @@ def tables(runs):
             "ratio": ratio(name, memory, falls), "most": None if peak is None else 100 * peak,
             "memory": memory, "rule": rule,
         }
-    widest = {name.replace(" to ", "_"): at_widest(name, table["memory"], table["rule"])
-              for name, table in found.items()}
-    slope, of_both = slope_of(found), whole(found)
-    others = [slope_of({name: table for name, table in found.items() if name != left_out})
-              for left_out in of_both] if slope["tables"] > 3 else []
+    widest = {name.replace(" to ", "_"): at_widest(name, table) for name, table in found.items()}
+    of_both = whole(found)
     return {
-        "by_table": found, "widest": widest, "slope": slope, "slope_censored": slope_of(found, censored=True),
-        "slope_without_one": ends("slope without one of the tables", [other["value"] for other in others]),
-        "intervals_without_one": ends("ends of its intervals",
-                                      [bound for other in others for bound in other["interval"]]),
+        "by_table": found, "widest": widest, **slopes(found), "censored": slopes(found, censored=True),
         "ratios": ends("n_gen / n_mem", [table["ratio"]["value"] for table in of_both.values()]),
         "problems": ends("problems of a table with both", [table["problems"] for table in of_both.values()]),
     }
 
 
-def at_widest(name, memory, rule):
-    """What the widest width that was trained on both has of the random table and of the held-out problems."""
-    n = max(memory.keys() & rule.keys(), default=None)
-    return {"n": n, **{key: mean(f"{name}, n{n}: percent of {what}", [100 * share for share in of.get(n, [])])
-                       for key, what, of in (("memory", "the random table", memory),
-                                             ("rule", "the held-out problems", rule))}}
+def slopes(found, censored=False):
+    """slope_of() of all tables, and what it is when one of them is left out."""
+    slope, tables = slope_of(found, censored), whole(found, censored)
+    others = [slope_of({name: table for name, table in found.items() if name != left_out}, censored)
+              for left_out in tables] if len(tables) > 3 else []
+    bounds = [bound for other in others for bound in other["interval"]]
+    return {"slope": slope, "intervals_without_one": ends("ends of its intervals", bounds),
+            "slope_without_one": ends("slope without one of the tables", [each["value"] for each in others])}
+
+
+def at_widest(name, table):
+    """What the widest width of a table has of its random one and of the held-out problems.
+
+    n, memory, rule: the widest width that was trained on both. last_n, last: the widest on the true table.
+    peak: the largest mean of a width.
+    """
+    def percent(what, n, cells):
+        return mean(f"{name}, n{n}: percent of {what}", [100 * share for share in cells.get(n, [])])
+
+    memory, rule = table["memory"], table["rule"]
+    n, last_n = max(memory.keys() & rule.keys(), default=None), max(rule, default=None)
+    peak = max(rule, key=lambda n: np.mean(rule[n]), default=None)
+    return {
+        "n_mem": table["n_mem"], "peak": percent("the held-out problems", peak, rule),
+        "n": n and f"n{n}", "memory": percent("the random table", n, memory),
+        "rule": percent("the held-out problems", n, rule),
+        "last_n": last_n and f"n{last_n}", "last": percent("the held-out problems", last_n, rule),
+    }
 
 
 @functools.cache
@@ -226,20 +242,21 @@ def ends(what, numbers):
     return {"what": what, "values": [round(bound(numbers), 2) for bound in (min, max) if numbers]}
 
 
-def whole(found):
-    """The tables that have both widths, with their intervals."""
-    return {name: table for name, table in found.items()
-            if table["n_mem"]["interval"] and table["n_gen"]["interval"]}
+def whole(found, censored=False):
+    """The tables that have both widths, with their intervals.
+
+    censored: also those whose score stays above half. If they have an n_gen, it is above their widest width.
+    """
+    return {name: table for name, table in found.items() if table["n_mem"]["interval"]
+            and (table["n_gen"]["interval"] or censored and table["above_half"])}
 
 
 def slope_of(found, censored=False):
     """Slope of log n_gen over log n_mem, over the tables of whole(), if there are three or more.
 
-    censored: also over those whose score stays above half, with the widest width that was run as n_gen. Their
-    n_gen is larger, if they have one.
+    censored: with the widest width as n_gen of those whose score stays above half.
     """
-    of_both = [table for name, table in found.items()
-               if name in whole(found) or censored and table["above_half"] and table["n_mem"]["interval"]]
+    of_both = whole(found, censored).values()
     curves = [(table[kind], kind == "rule") for table in of_both for kind in ("memory", "rule")]
 
     def slope(*widths):

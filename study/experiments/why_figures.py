@@ -5,7 +5,7 @@ from itertools import cycle
 import numpy as np
 
 from study.experiments.figures import (
-    COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, WIDTHS, draw_cells, draw_means, jittered, label_widths,
+    COLUMN, HELD_OUT, MEMORY, TRAINED, TWO_COLUMNS, draw_cells, draw_means, jittered, label_widths,
     plt,
 )
 from study.experiments.titles import FIGURES_OF_WHY, drawn
@@ -18,7 +18,7 @@ def figures_of_why(found):
     plots = {
         "capacity": lambda: plot_capacity(found["capacity"]["by_width"]),
         "times": lambda: plot_times(found["times"]),
-        "tables": lambda: plot_tables(whole(found["tables"]["by_table"])),
+        "tables": lambda: plot_tables(whole(found["tables"]["by_table"], censored=True)),
         "rates": lambda: plot_rates(with_runs(found["rates"])),
         "decays": lambda: plot_decays(found["decays"]),
         "changing_order": lambda: plot_order(found["order"]["by_width"]),
@@ -80,20 +80,26 @@ def plot_times(found):
 
 
 def plot_tables(found):
-    """For each table, the width at which generalization ends over that at which a random one is held."""
+    """For each table, the width at which generalization ends over that at which a random one is held.
+
+    An arrow from the widest width stands for a score that stays above half.
+    """
     figure, ax = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
-    ends = np.array([4, 64])
+    ends = np.array([4, 144])
     ax.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--", label="equal widths")
     by_width = sorted(found.items(), key=lambda item: item[1]["n_mem"]["value"])
     for (name, table), marker in zip(by_width, cycle("osD^vP*X")):
-        (x, (left, right)), (y, (low, high)) = ((table[key]["value"], table[key]["interval"])
-                                                for key in ("n_mem", "n_gen"))
+        x, (left, right) = table["n_mem"]["value"], table["n_mem"]["interval"]
+        y, (low, high) = table["n_gen"]["value"], table["n_gen"]["interval"] or (None, None)
+        if table["above_half"]:
+            y = low = high = table["above_half"]
+            ax.annotate("", (x, 1.4 * y), (x, y), arrowprops={"arrowstyle": "->", "color": MEMORY})
         x_error, y_error = [[max(x - left, 0)], [max(right - x, 0)]], [[max(y - low, 0)], [max(high - y, 0)]]
-        ax.errorbar(x, y, y_error, x_error, fmt=marker, color=MEMORY, markersize=4, elinewidth=1,
-                    label=name)
+        ax.errorbar(x, y, y_error, x_error, fmt=marker, color=MEMORY, markersize=4, elinewidth=1, label=name)
     ax.set_yscale("log")
-    ax.set_yticks(WIDTHS, WIDTHS)
-    label_widths(ax)
+    ticks = [4, 7, 10, 14, 20, 28, 40, 56, 96]
+    ax.set_yticks(ticks, ticks)
+    label_widths(ax, ticks)
     ax.set(xlabel="width that holds half of the random table", xlim=ends, ylim=ends,
            ylabel="width that has lost half of the held-out score")
     ax.minorticks_off()
