@@ -62,10 +62,10 @@ def of_widths(what, function, *curves, censored=False):
     """
     def of(groups, censored=True):
         groups = iter(groups)
-        return function(*(half_width(list(cells), [np.mean(next(groups)) for _ in cells], falling, censored)
+        return function(*(half_width(list(cells), [next(groups).mean() for _ in cells], falling, censored)
                           for cells, falling in curves))
 
-    groups = [group for cells, _ in curves for group in cells.values()]
+    groups = [np.array(group) for cells, _ in curves for group in cells.values()]
     value = of(groups, censored) if all(cells for cells, _ in curves) else math.nan
     if math.isnan(value):
         return {"what": what, "value": None, "interval": None}
