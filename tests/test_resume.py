@@ -12,6 +12,7 @@ from conftest import PATIENCE, SHORT, refused, rows_of
 from test_training import both_steps, load, same_run
 
 from study.processes import resume_command
+from study.run_folder import BUSY
 
 
 @both_steps
@@ -161,7 +162,7 @@ def test_a_second_run_in_a_folder_in_use_is_refused(start, call, in_tmp):
         if line.startswith("iter 0"):
             break
     for option in ("--init_from=resume", "--overwrite=True"):
-        refused(call("train_with_eval.py", "--out_dir=run", option), "another run", "run")
+        refused(call("train_with_eval.py", "--out_dir=run", option), "another run", "run", status=BUSY)
     assert first.poll() is None
 
 
