@@ -1,4 +1,4 @@
-"""Write files whole or not at all, whatever kills the writer or fills the disk; what else all files need."""
+"""Write files whole or not at all, whatever kills the writer or fills the disk; make and check folders."""
 
 import contextlib
 import os
